@@ -1,0 +1,188 @@
+"""Throughput: of the walks from a target that end in a source, which share passes each node and edge?
+
+With h_ℓ[i] the probability that a backward walk from node i of level ℓ ends in the source, and f_ℓ[i] the
+probability that the target's walk is at node i of level ℓ, the walks that do end in the source pass
+
+- a node with the share          θ_ℓ[i] = f_ℓ[i]·h_ℓ[i] / total,
+- an edge or a stay with         f_{ℓ+1}[i]·P[i, j]·h_ℓ[j] / total,
+
+where total = Σ_i f_L[i]·h_L[i] (Doob's h-transform of the walk). Nodes sum to 1 at every level; edges and
+stays together sum to 1 at every layer, and what enters a node leaves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from attngraph.errors import ConfigError
+from attngraph.graph import (
+    AttentionGraph,
+    LayerTransition,
+    Policy,
+    forward,
+    no_route,
+    source_state,
+    target_state,
+)
+from attngraph.graph.source import FloatArray, IntArray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Throughput:
+    """What `throughput` found: edges best first, nodes and residual steps by level and layer.
+
+    Parameters
+    ----------
+    source, target
+        Where the walks end and start.
+    total
+        Probability that the target's walk ends in the source, from 0 to 1.
+    layer, head, key_block, query
+        ``[edges]``: the edges that carry anything, greatest throughput first; `query` is a node, see
+        `node_block`.
+    throughput
+        ``[edges]``: share of the walks between target and source, from 0 to 1.
+    stay
+        ``[layers, nodes]``: share that stays in place.
+    node
+        ``[layers + 1, nodes]``: share that passes each node; sums to 1 at every level.
+    node_block, node_target
+        ``[nodes]``: each node's block, and the token position of those that are targets (None for blocks).
+    block_size
+        Tokens per block; products over blocks only approximate products over tokens.
+    policy
+        How edges became probabilities.
+    completeness
+        Share of the attention that the graph holds; None if it wasn't audited.
+    """
+
+    source: str
+    target: str
+    total: float
+    layer: IntArray
+    head: IntArray
+    key_block: IntArray
+    query: IntArray
+    throughput: FloatArray
+    stay: FloatArray
+    node: FloatArray
+    node_block: IntArray
+    node_target: tuple[int | None, ...]
+    block_size: int
+    policy: Policy
+    completeness: float | None = None
+
+    def to_polars(self) -> pl.DataFrame:
+        """One row per edge, best first: layer, head, key_block, query_block, target, throughput.
+
+        An edge into a target has the target's token position, and the block of that token as `query_block`;
+        `target` is null for an edge into a block.
+        """
+        return pl.DataFrame(
+            {
+                "layer": self.layer,
+                "head": self.head,
+                "key_block": self.key_block,
+                "query_block": self.node_block[self.query],
+                "target": pl.Series(self.node_target, dtype=pl.Int64).gather(self.query),
+                "throughput": self.throughput,
+            }
+        )
+
+    def nodes(self) -> pl.DataFrame:
+        """One row per level and node that carries anything: level, block, target, throughput, stay.
+
+        `target` is null for blocks. `stay` is the share that stays in place from this level up to the next,
+        null at the last level.
+        """
+        level, node = np.nonzero(self.node)
+        stay = np.vstack([self.stay, np.full((1, self.node.shape[1]), np.nan)])
+        return pl.DataFrame(
+            {
+                "level": level,
+                "block": self.node_block[node],
+                "target": pl.Series(self.node_target, dtype=pl.Int64).gather(node),
+                "throughput": self.node[level, node],
+                "stay": pl.Series(stay[level, node]).fill_nan(None),
+            }
+        )
+
+
+def throughput(graph: AttentionGraph, source: str, target: str = "output", *, top: int | None = None) -> Throughput:
+    """The share of the walks from a target to a source that passes each node, edge and residual step.
+
+    Parameters
+    ----------
+    graph
+        Its policy is recorded in the result.
+    source, target
+        A span, ``"block:N"``, ``"token:N"`` or ``"output"``; a target token must be a recorded target.
+    top
+        Keep only this many edges, the best ones; all that carry anything by default.
+
+    Raises
+    ------
+    UnknownNodeError
+        If a name means nothing.
+    NoRouteError
+        If no walk from the target ends in the source.
+    ConfigError
+        If `top` is below 1.
+    """
+    if top is not None and top < 1:
+        raise ConfigError(f"top={top!r} must be at least 1, or None for all edges.")
+    ends = np.stack(list(forward(graph, source_state(graph, source))))
+    walk = target_state(graph, target)
+    total = float(walk @ ends[-1])
+    if total == 0.0:
+        raise no_route(graph, source, target)
+    ends = ends / total
+    node = np.empty_like(ends)
+    node[-1] = walk * ends[-1]
+    stay = np.empty_like(ends[1:])
+    parts = []
+    for layer in reversed(range(graph.layers)):
+        transition = graph.transition(layer)
+        stay[layer] = walk * transition.stay * ends[layer]
+        parts.append(_best_edges(transition, walk, ends[layer], top))
+        walk = np.asarray(transition.matrix().T @ walk)
+        node[layer] = walk * ends[layer]
+    # Layers ascend here and sorting is stable, so edges of equal throughput keep the order of the run.
+    layers, heads, key_blocks, queries, shares = map(np.concatenate, zip(*reversed(parts), strict=True))
+    order = np.argsort(-shares, kind="stable")[:top]
+    return Throughput(
+        source=source,
+        target=target,
+        total=total,
+        layer=layers[order],
+        head=heads[order],
+        key_block=key_blocks[order],
+        query=queries[order],
+        throughput=shares[order],
+        stay=stay,
+        node=node,
+        node_block=graph.node_blocks(),
+        node_target=tuple(graph.node_targets()),
+        block_size=graph.block_size,
+        policy=graph.policy,
+    )
+
+
+def _best_edges(
+    transition: LayerTransition, walk: FloatArray, ends: FloatArray, top: int | None
+) -> tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]:
+    """Layer, head, key block, query node and throughput of a layer's edges above 0, or of its `top` best."""
+    shares = walk[transition.query] * transition.probability * ends[transition.key_block]
+    kept = np.flatnonzero(shares > 0)
+    if top is not None and len(kept) > top:
+        kept = kept[np.argsort(-shares[kept], kind="stable")[:top]]
+    return (
+        np.full(len(kept), transition.layer),
+        transition.head[kept],
+        transition.key_block[kept],
+        transition.query[kept],
+        shares[kept],
+    )

@@ -1,0 +1,75 @@
+"""attngraph: turn a long-context run of a language model into a graph of attention blocks, and ask it questions.
+
+    import attngraph as ag
+
+    lm = ag.load_model("smollm2-135m")
+    prompt = ag.tasks.needle(lm.tokenizer, length=4096, depth=0.3, seed=0)
+    run = ag.capture(lm, prompt, store="runs")
+    print(ag.routes(run.graph(), source="needle", target="output", k=3).to_polars())
+
+Every public name is listed here and loaded when it is first used (PEP 562), so that `import attngraph` is quick and the
+analysis side works without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from attngraph.config import StreamConfig
+from attngraph.version import __version__
+
+if TYPE_CHECKING:
+    from attngraph import errors as errors
+    from attngraph import graph as graph
+    from attngraph import store as store
+    from attngraph import tasks as tasks
+    from attngraph import testing as testing
+    from attngraph.capture import capture as capture
+    from attngraph.graph import AttentionGraph as AttentionGraph
+    from attngraph.models import LanguageModel as LanguageModel
+    from attngraph.models import load_model as load_model
+    from attngraph.store import Run as Run
+    from attngraph.store import Store as Store
+    from attngraph.store import open_run as open_run
+    from attngraph.store import open_store as open_store
+    from attngraph.store import verify_run as verify_run
+    from attngraph.store import verify_store as verify_store
+    from attngraph.tasks import Prompt as Prompt
+    from attngraph.tasks import Span as Span
+
+_HOMES = {
+    "AttentionGraph": "attngraph.graph",
+    "LanguageModel": "attngraph.models",
+    "Prompt": "attngraph.tasks",
+    "Run": "attngraph.store",
+    "Span": "attngraph.tasks",
+    "Store": "attngraph.store",
+    "capture": "attngraph.capture",
+    "influence": "attngraph_analyses",
+    "load_model": "attngraph.models",
+    "open_run": "attngraph.store",
+    "open_store": "attngraph.store",
+    "routes": "attngraph_analyses",
+    "throughput": "attngraph_analyses",
+    "verify_run": "attngraph.store",
+    "verify_store": "attngraph.store",
+}
+_ROOMS = ("errors", "graph", "store", "tasks", "testing")
+
+__all__ = [*_HOMES, *_ROOMS, "StreamConfig", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

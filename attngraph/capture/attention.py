@@ -1,0 +1,92 @@
+"""The attention function registered with transformers, and the context manager that switches it on.
+
+transformers calls it for every layer with q, k, v after rotary embedding and q/k norms, not repeated over head groups.
+What can't be traced faithfully is refused by name: batches, padding, packed sequences, caches, bidirectional attention,
+soft caps and attention sinks. No mask is ever built: the mask function returns None for a plain causal prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+from attngraph.errors import UnsupportedModelError
+
+NAME = "attngraph"
+
+LayerAttention = Callable[[nn.Module, Tensor, Tensor, Tensor, int | None, float], Tensor]
+"""(attention module, q [H, T, d], k [G, T, d], v [G, T, d_v], window, scale) -> output [H, T, d_v]."""
+
+_active: ContextVar[LayerAttention | None] = ContextVar("attngraph_attention", default=None)
+
+
+@contextmanager
+def replaced_attention(model: PreTrainedModel, attention: LayerAttention) -> Iterator[None]:
+    """Let `attention` compute every attention layer of `model` inside the block; the model's own is restored after.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the architecture does not look its attention function up through transformers' interface.
+    """
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes attention in its own code, not through transformers' attention interface; "
+            f"attngraph can't trace it."
+        )
+    own = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    token = _active.set(attention)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+        model.set_attn_implementation(own)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    attention = _active.get()
+    if attention is None:
+        raise UnsupportedModelError("The attention implementation 'attngraph' works inside a capture only.")
+    tokens = query.shape[2]
+    _refuse_if(query.shape[0] != 1, f"a batch of {query.shape[0]} prompts; capture them one at a time")
+    _refuse_if(attention_mask is not None, "padding; give the prompt without it")
+    _refuse_if(key.shape[2] != tokens, "a key/value cache; capture the whole prompt in one forward pass")
+    _refuse_if(not getattr(module, "is_causal", True), "attention that is not causal")
+    _refuse_if(softcap is not None, "soft-capped attention scores")
+    _refuse_if(s_aux is not None, "learned attention sinks")
+    if position_ids is not None:
+        plain = torch.equal(position_ids.flatten(), torch.arange(tokens, device=position_ids.device))
+        _refuse_if(not plain, "position ids that are not 0, 1, 2, … (packed sequences)")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = attention(module, query[0], key[0], value[0], sliding_window, scale)
+    return output.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _refuse_if(condition: bool, what: str) -> None:
+    if condition:
+        raise UnsupportedModelError(f"attngraph can't trace {what}.")
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, flash_attention_mask)

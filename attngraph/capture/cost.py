@@ -1,0 +1,49 @@
+"""What a capture took, and how much it left out."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+
+from attngraph.store import Pruned
+from attngraph_kernels import BlockGrid
+
+
+def peak_rss_bytes() -> int:
+    """Highest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def dense_cache_bytes(layers: int, heads: int, tokens: int, item_bytes: int) -> int:
+    """Bytes of all attention patterns, [layers, heads, T, T] in the model's own number type."""
+    return layers * heads * tokens**2 * item_bytes
+
+
+def pruned_shares(grids: Sequence[BlockGrid], kept_blocks: Sequence[int], heads: int) -> Pruned:
+    """Share of token pairs dropped, mean over layers and heads, whole blocks counted as kept; 0 where none is.
+
+    Parameters
+    ----------
+    grids
+        The grid of each layer.
+    kept_blocks
+        Kept (query block, key block) pairs of each layer, over all heads.
+    """
+
+    def share(pairs: Sequence[int]) -> float:
+        kept = (blocks * grid.size**2 / heads for blocks, grid in zip(kept_blocks, grids, strict=True))
+        return sum(max(0.0, 1 - k / p) for k, p in zip(kept, pairs, strict=True)) / len(grids)
+
+    causal = [grid.tokens * (grid.tokens + 1) // 2 for grid in grids]
+    return Pruned(
+        causal=share(causal),
+        square=share([grid.tokens**2 for grid in grids]),
+        visible=share([_pairs_in_window(grid) for grid in grids]),
+    )
+
+
+def _pairs_in_window(grid: BlockGrid) -> int:
+    window = min(grid.window or grid.tokens, grid.tokens)
+    return window * (window + 1) // 2 + (grid.tokens - window) * window

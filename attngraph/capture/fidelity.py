@@ -1,0 +1,116 @@
+"""Does the sparse model still say what the dense one says?
+
+Both models read the prompt followed by known tokens (teacher forcing) in one forward pass, and the logits from the
+prompt's last token on are compared: greedy next tokens (Rosser et al. 2025 compare two), the divergence and top-1 margin
+at the target, and how many of the answer's tokens are still the first choice. Greedy tokens follow from teacher-forced
+ones as long as these agree with what the model would have said, so a pass is repeated only where they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attngraph.store import Fidelity
+
+Forward = Callable[[Sequence[int]], Tensor]
+"""Tokens that follow the prompt -> logits [1 + len(tokens), vocabulary] from the prompt's last token on."""
+
+
+class Reference(NamedTuple):
+    """What the dense model says: `target` logits [vocabulary], `greedy` tokens, `answer` choices teacher-forced."""
+
+    target: Tensor
+    greedy: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def logits_after(model: PreTrainedModel, token_ids: Sequence[int], following: Sequence[int]) -> Tensor:
+    """Logits [1 + len(following), vocabulary], fp32, from the last of `token_ids` on, in one pass without a cache."""
+    ids = torch.tensor([[*token_ids, *following]], device=model.device)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=1 + len(following)).logits
+    return logits[0].float()
+
+
+def dense_reference(forward: Forward, n_match: int, answer: Sequence[int]) -> Reference:
+    """The dense model's next-token logits, its `n_match` greedy tokens and its choices along `answer`.
+
+    `forward` is called once where the greedy tokens begin with the answer, else up to `n_match` times.
+    """
+    following = tuple(answer)
+    logits = forward(following[:-1])
+    choices = tuple(logits.argmax(dim=-1).tolist())
+    return Reference(logits[0], greedy_tokens(forward, n_match, following[:-1], choices), choices[: len(following)])
+
+
+def greedy_tokens(forward: Forward, count: int, following: Sequence[int], choices: Sequence[int]) -> tuple[int, ...]:
+    """`count` greedy tokens, given the `choices` (one more than tokens) made along the tokens `following` the prompt."""
+    while True:
+        sure = agreeing(choices, following) + 1
+        greedy = tuple(choices[:sure])
+        if sure >= count:
+            return greedy[:count]
+        following = greedy
+        choices = forward(following).argmax(dim=-1).tolist()
+
+
+def agreeing(choices: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many of `tokens` are, from the first on, what was chosen."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(choices, tokens, strict=False)) if a != b), min(len(choices), len(tokens))
+    )
+
+
+def compare(reference: Reference, sparse_target: Tensor, forward: Forward, answer: Sequence[int]) -> Fidelity:
+    """Fidelity of the sparse model.
+
+    Parameters
+    ----------
+    reference
+        From `dense_reference`.
+    sparse_target
+        Logits [vocabulary] of the captured pass at the prompt's last token.
+    forward
+        The sparse model; called once where the dense greedy tokens begin with the answer or there is no answer.
+    answer
+        The answer's tokens; may be empty.
+    """
+    n_match = len(reference.greedy)
+    first = int(sparse_target.argmax())
+    along_answer = list(forward(answer[:-1]).argmax(dim=-1).tolist())[: len(answer)] if answer else []
+    lead = reference.greedy[: n_match - 1]
+    if tuple(answer[: len(lead)]) == lead and len(along_answer) >= n_match:
+        along_greedy = along_answer
+    else:
+        along_greedy = forward(lead).argmax(dim=-1).tolist() if lead else [first]
+    sparse = (first, *along_greedy[1:n_match])
+    sparse = sparse[: agreeing(sparse, reference.greedy) + 1]
+    dense_log, sparse_log = reference.target.log_softmax(dim=-1), sparse_target.log_softmax(dim=-1)
+    return Fidelity(
+        n_match=n_match,
+        dense_tokens=reference.greedy,
+        sparse_tokens=sparse[:n_match],
+        next_tokens_match=sparse[:n_match] == reference.greedy,
+        kl=float((dense_log.exp() * (dense_log - sparse_log)).sum().clamp_min(0)),
+        dense_margin=_margin(dense_log),
+        sparse_margin=_margin(sparse_log),
+        answer_tokens=len(answer) or None,
+        answer_tokens_kept=_hits(along_answer, answer) if answer else None,
+        dense_answer_tokens_kept=_hits(reference.answer, answer) if answer else None,
+        dense_answer=reference.answer,
+        sparse_answer=tuple(along_answer),
+    )
+
+
+def _margin(log_probabilities: Tensor) -> float:
+    best = log_probabilities.topk(2).values
+    return float(best[0] - best[1])
+
+
+def _hits(choices: Sequence[int], tokens: Sequence[int]) -> int:
+    return sum(a == b for a, b in zip(choices, tokens, strict=True))

@@ -1,0 +1,52 @@
+"""The command line: `attngraph COMMAND`, a thin mirror of the Python API.
+
+One module per command group. Commands reach the library through `import attngraph as ag`, whose names load when used,
+so that `attngraph --help` answers at once. Results go to stdout, progress and errors to stderr; what attngraph refuses
+ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from attngraph.cli.capture import capture
+from attngraph.cli.demo import demo
+from attngraph.cli.ls import ls
+from attngraph.cli.routes import routes
+from attngraph.cli.verify import verify
+from attngraph.errors import AttngraphError
+from attngraph.version import __version__
+
+app = typer.Typer(
+    name="attngraph",
+    help="Turn a long-context run of a language model into a graph of attention blocks, and ask it questions.\n\n"
+    "Example: attngraph demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, capture, routes, ls, verify):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command line; the console script's entry point."""
+    try:
+        app()
+    except AttngraphError as error:
+        typer.echo(f"attngraph: {error}", err=True)
+        sys.exit(2)

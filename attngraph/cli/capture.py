@@ -1,0 +1,110 @@
+"""`attngraph capture`: run a model on a prompt and keep the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+import attngraph as ag
+from attngraph.cli.options import BlockSize, Budget, Depth, Haystack, Json, Length, Model, Seed, config_of
+from attngraph.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from attngraph.models import LanguageModel
+    from attngraph.store import Fidelity, Run
+    from attngraph.tasks import Prompt
+
+
+def capture(
+    model: Model,
+    store: Annotated[Path, typer.Option(help="Folder of runs; made if missing.")] = Path("runs"),
+    task: Annotated[str | None, typer.Option(help="Make the prompt: needle.")] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help='FILE.json: {"text", "spans": [{"name", "start", "end"}], "answer"}.')
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="FILE.txt with the prompt's text.")] = None,
+    length: Length = 4096,
+    depth: Depth = 0.3,
+    seed: Seed = 0,
+    haystack: Haystack = "noise",
+    block_size: BlockSize = 16,
+    budget: Budget = "8",
+    n_match: Annotated[
+        int, typer.Option(help="Next tokens compared with the dense model; 0 skips the comparison.")
+    ] = 2,
+    selector: Annotated[str, typer.Option(help="stream, or exact (true block masses, slow).")] = "stream",
+    json: Json = False,
+) -> None:
+    """Run a model on a prompt, pruned, and commit the run to a store.
+
+    Example: attngraph capture --model smollm2-135m --task needle --length 4096 --store runs
+    """
+    config = config_of(block_size, budget, n_match, selector)
+    if [task, prompt, text].count(None) != 2:
+        raise ConfigError("Give exactly one of --task needle, --prompt FILE.json and --text FILE.txt.")
+    if task not in (None, "needle"):
+        raise ConfigError(f"task={task!r} is not known; there is: needle.")
+    lm = ag.load_model(model)
+    run = ag.capture(lm, _prompt(lm, prompt, text, length, depth, seed, haystack), config, store=store)
+    if json:
+        typer.echo(msgspec.json.encode(manifest_document(run)).decode())
+    else:
+        typer.echo(summary(run))
+
+
+def _prompt(
+    lm: LanguageModel, prompt: Path | None, text: Path | None, length: int, depth: float, seed: int, haystack: Haystack
+) -> Prompt:
+    if lm.tokenizer is None:
+        raise PromptError(
+            f"The model {lm.id!r} has no tokenizer, so text can't be read; use the Python API with token ids."
+        )
+    if prompt is not None:
+        return ag.Prompt.from_file(lm.tokenizer, prompt)
+    if text is not None:
+        return ag.Prompt.from_text(lm.tokenizer, _read(text))
+    return ag.tasks.needle(lm.tokenizer, length=length, depth=depth, seed=seed, haystack=haystack)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"Can't read the prompt from {path}: {error}.") from error
+
+
+def manifest_document(run: Run) -> dict[str, Any]:
+    """The manifest as JSON values, with the run's path under ``run``."""
+    document: dict[str, Any] = msgspec.to_builtins(run.manifest)
+    return {**document, "id": run.id, "run": str(run.path)}
+
+
+def summary(run: Run) -> str:
+    """A few lines on a run, for people."""
+    manifest, cost, fidelity = run.manifest, run.cost, run.fidelity
+    lines = [
+        f"run       {run.path}",
+        f"model     {manifest.model.id}, {manifest.prompt.tokens:,} tokens in {manifest.prompt.blocks:,} blocks of "
+        f"{manifest.config.block_size}",
+        f"pruned    {cost.pruned.causal:.1%} of causal pairs ({cost.pruned.visible:.1%} of visible ones)",
+        f"edges     {cost.edges:,} in {cost.run_bytes / 1e6:.1f} MB (all patterns: {cost.dense_cache_bytes / 1e9:.1f} GB)",
+        f"time      {cost.capture_seconds:.1f} s captured"
+        + ("" if cost.dense_forward_seconds is None else f", {cost.dense_forward_seconds:.1f} s dense forward"),
+    ]
+    if fidelity is not None:
+        lines.append(f"fidelity  {fidelity_line(fidelity)}")
+    return "\n".join(lines)
+
+
+def fidelity_line(fidelity: Fidelity) -> str:
+    """Next tokens, answer and divergence in one line."""
+    tokens = f"next {fidelity.n_match} tokens {'same' if fidelity.next_tokens_match else 'DIFFER'}"
+    answer = (
+        ""
+        if fidelity.answer_tokens is None
+        else f", answer {fidelity.answer_tokens_kept} of {fidelity.answer_tokens} tokens kept"
+    )
+    return f"{tokens}{answer}, KL {fidelity.kl:.2g} nats"

@@ -1,0 +1,118 @@
+"""`attngraph demo`: from a needle prompt to the needle's routes, on one screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import attngraph as ag
+from attngraph.cli.capture import summary
+from attngraph.cli.options import BlockSize, Budget, Depth, Haystack, Json, Length, Model, Seed, config_of
+from attngraph.cli.routes import routes_table
+from attngraph.errors import ModelError
+
+if TYPE_CHECKING:
+    from attngraph.graph import AttentionGraph
+    from attngraph.models import LanguageModel
+    from attngraph.store import Run
+
+
+def demo(
+    length: Length = 4096,
+    model: Model = "smollm2-135m",
+    seed: Seed = 0,
+    haystack: Haystack = "noise",
+    depth: Depth = 0.3,
+    block_size: BlockSize = 16,
+    budget: Budget = "8",
+    out: Annotated[Path, typer.Option(help="Store that keeps the run.")] = Path("runs"),
+    k: Annotated[int, typer.Option("-k", help="Number of routes.")] = 5,
+    json: Json = False,
+) -> None:
+    """Hide a needle in a long text, let a real model find it, and show the routes from the needle to the answer.
+
+    Example: attngraph demo --model gemma3-270m --length 4096 --haystack varied
+    """
+    config = config_of(block_size, budget)
+    lm = ag.load_model(model)
+    if lm.tokenizer is None:
+        raise ModelError(f"The model {lm.id!r} has no tokenizer, so no needle prompt can be made for it.")
+    prompt = ag.tasks.needle(lm.tokenizer, length=length, depth=depth, seed=seed, haystack=haystack)
+    run = ag.capture(lm, prompt, config, store=out)
+    graph = run.graph()
+    document = demo_document(lm, run, graph, k)
+    if json:
+        typer.echo(msgspec.json.encode(document).decode())
+    else:
+        _print(run, document)
+
+
+def demo_document(lm: LanguageModel, run: Run, graph: AttentionGraph, k: int) -> dict[str, Any]:
+    """What the demo found, as JSON values."""
+    manifest, cost, fidelity = run.manifest, run.cost, run.fidelity
+    assert fidelity is not None and lm.tokenizer is not None, "a demo always checks its answer"
+    routes = ag.routes(graph, source="needle", target="output", k=k).to_dict()
+    return {
+        "model": manifest.model.id,
+        "tokens": manifest.prompt.tokens,
+        "block_size": manifest.config.block_size,
+        "budget": manifest.config.budget,
+        "answer": {
+            "expected": manifest.prompt.answer,
+            "dense": lm.tokenizer.decode(list(fidelity.dense_answer)),
+            "sparse": lm.tokenizer.decode(list(fidelity.sparse_answer)),
+            "tokens": fidelity.answer_tokens,
+            "tokens_kept": fidelity.answer_tokens_kept,
+        },
+        "next_tokens_match": fidelity.next_tokens_match,
+        "kl": fidelity.kl,
+        "pruned": msgspec.to_builtins(cost.pruned),
+        "bytes": {"dense_cache": cost.dense_cache_bytes, "run": cost.run_bytes, "peak_rss": cost.peak_rss_bytes},
+        "edges": cost.edges,
+        "seconds": {
+            "dense_forward": cost.dense_forward_seconds,
+            "capture": cost.capture_seconds,
+            "fidelity": cost.fidelity_seconds,
+        },
+        "needle": {
+            "blocks": needle_blocks(run),
+            "rank": ag.influence(graph, target="output").rank_of("needle", before="question"),
+            "strongest_edge": strongest_needle_edge(run),
+        },
+        **{name: routes[name] for name in ("routes", "completeness", "policy", "source", "target")},
+        "run": str(run.path),
+    }
+
+
+def needle_blocks(run: Run) -> list[int]:
+    """The blocks that overlap the needle."""
+    size = run.manifest.config.block_size
+    (needle,) = (span for span in run.manifest.prompt.spans if span.name == "needle")
+    return list(range(needle.start // size, (needle.end - 1) // size + 1))
+
+
+def strongest_needle_edge(run: Run) -> dict[str, Any] | None:
+    """The edge with the greatest contribution that leads from a needle block straight into the target, if any is kept."""
+    edges = run.target_edges().collect()
+    edges = edges.filter(edges["key_block"].is_in(needle_blocks(run))).sort("contribution", descending=True)
+    return edges.row(0, named=True) if len(edges) else None
+
+
+def _print(run: Run, document: dict[str, Any]) -> None:
+    console = Console()
+    answer, needle = document["answer"], document["needle"]
+    console.print(summary(run), highlight=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("answer", f"expected {answer['expected']}, dense {answer['dense']}, sparse {answer['sparse']}")
+    table.add_row("needle", f"blocks {needle['blocks']}, rank {needle['rank']} by excess influence (0 = first)")
+    if edge := needle["strongest_edge"]:
+        table.add_row(
+            "strongest", f"layer {edge['layer']}, head {edge['head']}: {edge['mass']:.0%} of the target's attention"
+        )
+    console.print(table)
+    console.print(routes_table(document))

@@ -1,0 +1,109 @@
+"""How a run is captured: one frozen dataclass, written into every manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from attngraph.errors import ConfigError
+
+Selector = Literal["stream", "exact"]
+
+BLOCK_SIZES = (8, 16, 32, 64, 128)
+FORCED_BLOCKS = 3
+"""Key blocks kept whatever their score: the sink (block 0), the query's own block and the one before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """What is kept of the attention, and how it is searched.
+
+    Parameters
+    ----------
+    block_size
+        Tokens per block; one of 8, 16, 32, 64, 128. Query and key blocks are the same partition.
+    budget
+        Key blocks kept per query block and head, the forced ones (sink, own, previous) included;
+        at least 3, at most the prompt's number of blocks, or ``"all"`` for no pruning.
+    selector
+        ``"stream"``: the hierarchical search, O(T log T). ``"exact"``: the true block masses, O(T²) time in O(T) memory.
+    n_match
+        Greedy next tokens compared between the dense and the sparse model (Rosser et al. 2025 use 2);
+        0 leaves out the fidelity check and its dense forward pass.
+    representatives
+        Weighted key representatives per node of the key pyramid.
+    query_representatives
+        Weighted query representatives per query block; ``None`` for half the block size.
+    candidates
+        Candidates that are scored exactly, as a multiple of the budget; also the width of the descent.
+    start_nodes
+        The descent starts at the finest level of the pyramid with at most this many nodes.
+    variance
+        Weight of the second-order term of a node's score.
+    exact_tail
+        Tokens at the end of the prompt whose candidates come from exact block masses.
+
+    Raises
+    ------
+    ConfigError
+        Naming the field, its value and what is allowed.
+    """
+
+    block_size: int = 16
+    budget: int | Literal["all"] = 8
+    selector: Selector = "stream"
+    n_match: int = 2
+    representatives: int = 4
+    query_representatives: int | None = None
+    candidates: int = 3
+    start_nodes: int = 256
+    variance: float = 0.2
+    exact_tail: int = 128
+
+    def __post_init__(self) -> None:
+        if self.block_size not in BLOCK_SIZES:
+            raise ConfigError(f"block_size={self.block_size!r} is not one of {', '.join(map(str, BLOCK_SIZES))}.")
+        if self.budget != "all" and (not isinstance(self.budget, int) or self.budget < FORCED_BLOCKS):
+            raise ConfigError(
+                f"budget={self.budget!r} is too small: the sink, own and previous block are always kept, "
+                f"so give at least {FORCED_BLOCKS} blocks, or 'all'."
+            )
+        if self.selector not in get_args(Selector):
+            raise ConfigError(f"selector={self.selector!r} is not one of {', '.join(get_args(Selector))}.")
+        for name, least in (
+            ("n_match", 0),
+            ("representatives", 1),
+            ("candidates", 1),
+            ("start_nodes", 1),
+            ("exact_tail", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if self.query_representatives is not None and not 1 <= self.query_representatives <= self.block_size:
+            raise ConfigError(
+                f"query_representatives={self.query_representatives!r} must be between 1 and block_size={self.block_size}."
+            )
+        if not 0.0 <= self.variance <= 1.0:
+            raise ConfigError(f"variance={self.variance!r} must be between 0 and 1.")
+
+    def blocks(self, tokens: int) -> int:
+        """Number of blocks that a prompt of `tokens` tokens is cut into."""
+        return -(-tokens // self.block_size)
+
+    def budget_for(self, tokens: int) -> int:
+        """The budget as a number of blocks, checked against a prompt of `tokens` tokens."""
+        blocks = self.blocks(tokens)
+        if blocks < FORCED_BLOCKS:
+            raise ConfigError(
+                f"The prompt has {tokens} tokens, that is {blocks} block(s) of {self.block_size}; at least {FORCED_BLOCKS} "
+                f"blocks are needed. Give a longer prompt or a smaller block_size."
+            )
+        if self.budget == "all":
+            return blocks
+        if self.budget > blocks:
+            raise ConfigError(
+                f"budget={self.budget} is over the prompt's {blocks} blocks ({tokens} tokens in blocks of {self.block_size}); "
+                f"give {FORCED_BLOCKS} to {blocks}, or 'all'."
+            )
+        return self.budget

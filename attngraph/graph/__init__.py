@@ -1,0 +1,29 @@
+"""A run as a layered graph: transitions, sweeps over layers, best paths, and conversions."""
+
+from __future__ import annotations
+
+from attngraph.graph.algebra import backward, best_log_weights, forward
+from attngraph.graph.endpoints import blocks_of, no_route, source_state, spans_by_block, target_state
+from attngraph.graph.layered import AttentionGraph
+from attngraph.graph.paths import Paths, best_paths
+from attngraph.graph.source import ArraySource, LayerArrays, LayerSource
+from attngraph.graph.transition import LayerTransition, Policy
+
+__all__ = [
+    "ArraySource",
+    "AttentionGraph",
+    "LayerArrays",
+    "LayerSource",
+    "LayerTransition",
+    "Paths",
+    "Policy",
+    "backward",
+    "best_log_weights",
+    "best_paths",
+    "blocks_of",
+    "forward",
+    "no_route",
+    "source_state",
+    "spans_by_block",
+    "target_state",
+]

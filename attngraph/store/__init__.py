@@ -1,0 +1,42 @@
+"""Runs on disk: written whole or not at all, readable by anything that reads Parquet."""
+
+from attngraph.store.encoding import round_mantissa
+from attngraph.store.integrity import Verification, verify_run, verify_store
+from attngraph.store.manifest import (
+    MANIFEST_FILE,
+    Cost,
+    Fidelity,
+    FileInfo,
+    Manifest,
+    ModelInfo,
+    PromptInfo,
+    Pruned,
+    SpanInfo,
+)
+from attngraph.store.run import Run, open_run
+from attngraph.store.schema import SCHEMA_VERSION, TABLES
+from attngraph.store.store import Store, open_store
+from attngraph.store.writer import RunWriter
+
+__all__ = [
+    "MANIFEST_FILE",
+    "SCHEMA_VERSION",
+    "TABLES",
+    "Cost",
+    "Fidelity",
+    "FileInfo",
+    "Manifest",
+    "ModelInfo",
+    "PromptInfo",
+    "Pruned",
+    "Run",
+    "RunWriter",
+    "SpanInfo",
+    "Store",
+    "Verification",
+    "open_run",
+    "open_store",
+    "round_mantissa",
+    "verify_run",
+    "verify_store",
+]

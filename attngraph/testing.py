@@ -1,0 +1,218 @@
+"""Small synthetic runs that satisfy every rule of a run on disk, for tests of code that reads runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attngraph.config import StreamConfig
+from attngraph.store import Cost, Fidelity, Manifest, ModelInfo, PromptInfo, Pruned, Run, RunWriter, SpanInfo
+
+SPANS = (("sink", 0.0, 0.02), ("needle", 0.3, 0.34), ("question", 0.9, 1.0))
+"""Spans of a random run: name, and start and end as shares of the prompt."""
+
+
+def write_random_run(
+    store: Path | str,
+    *,
+    layers: int = 3,
+    heads: int = 2,
+    blocks: int = 8,
+    budget: int = 4,
+    block_size: int = 16,
+    targets: Sequence[int] | None = None,
+    model: str = "random",
+    task: str | None = "needle",
+    seed: int = 0,
+) -> Run:
+    """Write a run of random attention to a store, deterministic but for its id.
+
+    Every query block keeps the sink, itself, the one before it and random others up to the budget; masses sum
+    to 1 per row; the last block is three tokens short.
+
+    Parameters
+    ----------
+    store
+        Folder of the store.
+    layers, heads, blocks, budget, block_size
+        Sizes; `budget` is from 3 to `blocks`.
+    targets
+        Token positions; the last token by default.
+    model, task
+        Names for the manifest.
+    seed
+        Seed of the random numbers.
+    """
+    tokens = blocks * block_size - 3
+    positions = np.array([tokens - 1] if targets is None else targets, dtype=np.int64)
+    config = StreamConfig(block_size=block_size, budget=budget)
+    prompt = PromptInfo(
+        tokens=tokens,
+        blocks=blocks,
+        sha256=hashlib.sha256(f"{tokens} tokens of seed {seed}".encode()).hexdigest(),
+        targets=tuple(positions.tolist()),
+        task=task,
+        answer="42",
+        spans=tuple(
+            SpanInfo(name=name, start=int(start * tokens), end=max(int(start * tokens) + 1, int(end * tokens)))
+            for name, start, end in SPANS
+        ),
+        metadata={"seed": seed},
+    )
+    manifest = _random_manifest(_model_info(model, layers, heads), prompt, config)
+    random = np.random.default_rng(seed)
+    with RunWriter(store) as writer:
+        for layer in range(layers):
+            _append_layer(writer, layer, random, manifest)
+        _append_prompt(writer, prompt, block_size, random)
+        return writer.commit(manifest)
+
+
+def _append_layer(writer: RunWriter, layer: int, random: np.random.Generator, manifest: Manifest) -> None:
+    heads, blocks, budget = (
+        manifest.model.heads,
+        manifest.prompt.blocks,
+        manifest.config.budget_for(manifest.prompt.tokens),
+    )
+    targets = np.array(manifest.prompt.targets, dtype=np.int64)
+    query_block, edges = _random_edges(random, heads, np.arange(blocks), budget)
+    writer.append("edges", {"layer": layer, "query_block": query_block, **edges})
+    kept = np.zeros((heads, blocks), dtype=np.int64)
+    np.add.at(kept, (edges["head"], query_block), 1)
+    head, row = np.indices((heads, blocks)).reshape(2, -1)
+    audited = np.ma.MaskedArray(random.uniform(0.8, 1.0, head.size), mask=row != blocks - 1)
+    writer.append(
+        "rows",
+        {
+            "layer": layer,
+            "head": head,
+            "query_block": row,
+            "kept": kept.ravel(),
+            "kept_mass": audited,
+            "kept_mass_estimate": random.uniform(0.8, 1.0, head.size),
+        },
+    )
+    if targets.size:
+        target, target_edges = _random_edges(random, heads, targets // manifest.config.block_size, budget)
+        writer.append("target_edges", {"layer": layer, "target": targets[target], **target_edges})
+    residual = random.uniform(0.3, 0.9, blocks + targets.size)
+    no_blocks, no_targets = [None] * blocks, [None] * targets.size
+    writer.append(
+        "shares",
+        {
+            "layer": layer,
+            "block": [*range(blocks), *no_targets],
+            "position": [*no_blocks, *targets.tolist()],
+            "residual": residual,
+            "attention": 1 - residual,
+            "mlp": random.uniform(0.0, 0.5, residual.size),
+        },
+    )
+    spans = len(manifest.prompt.spans)
+    head, query_span, key_span = np.indices((heads, spans, spans)).reshape(3, -1)
+    causal = key_span <= query_span
+    mass = random.random(int(causal.sum()))
+    span_columns = {"head": head[causal], "query_span": query_span[causal], "key_span": key_span[causal]}
+    writer.append("span_edges", {"layer": layer, **span_columns, "mass": mass, "contribution": mass * 2})
+
+
+def _random_edges(
+    random: np.random.Generator, heads: int, query_blocks: npt.NDArray[np.int64], budget: int
+) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]:
+    """For every row of `query_blocks` its kept edges: the rows' numbers, and the columns that edges share."""
+    key = np.arange(query_blocks.max() + 1)
+    own = query_blocks[:, None]
+    scores = random.random((heads, query_blocks.size, key.size))
+    scores[:, (key == 0) | (key == own) | (key == own - 1)] = 2.0
+    scores[:, key > own] = -1.0
+    kept = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(kept, np.argsort(-scores, axis=-1)[..., :budget], values=True, axis=-1)
+    kept &= scores >= 0
+    weight = np.where(kept, random.exponential(size=scores.shape) ** 2 + 1e-6, 0.0)
+    mass = weight / weight.sum(axis=-1, keepdims=True)
+    head, row, key_block = np.nonzero(kept)
+    value_norm = random.lognormal(0.0, 1.5, size=head.size)
+    return row, {
+        "head": head,
+        "key_block": key_block,
+        "mass": mass[kept],
+        "contribution": mass[kept] * value_norm,
+    }
+
+
+def _append_prompt(writer: RunWriter, prompt: PromptInfo, block_size: int, random: np.random.Generator) -> None:
+    position = np.arange(prompt.tokens)
+    texts = [f" word{index % 97}" for index in position]
+    start = np.arange(prompt.blocks) * block_size
+    end = np.minimum(start + block_size, prompt.tokens)
+    token_columns = {"position": position, "token_id": random.integers(0, 50_000, prompt.tokens)}
+    writer.append("tokens", {**token_columns, "block": position // block_size, "text": texts})
+    block_texts = ["".join(texts[first:last]) for first, last in zip(start, end, strict=True)]
+    block_columns = {
+        "block": np.arange(prompt.blocks),
+        "token_start": start,
+        "token_end": end,
+        "text": block_texts,
+    }
+    writer.append("blocks", block_columns)
+    span_columns = {
+        "span": np.arange(len(prompt.spans)),
+        "name": [span.name for span in prompt.spans],
+        "token_start": [span.start for span in prompt.spans],
+        "token_end": [span.end for span in prompt.spans],
+    }
+    writer.append("spans", span_columns)
+
+
+def _model_info(model: str, layers: int, heads: int) -> ModelInfo:
+    return ModelInfo(
+        id=model,
+        architecture="RandomForCausalLM",
+        fingerprint=hashlib.sha256(model.encode()).hexdigest(),
+        tokenizer_fingerprint=hashlib.sha256(b"tokenizer").hexdigest(),
+        layers=layers,
+        heads=heads,
+        kv_heads=1,
+        head_dim=64,
+        windows=(None,) * layers,
+        dtype="float32",
+        parameters=layers * heads * 1000,
+        device="cpu",
+    )
+
+
+def _random_manifest(model: ModelInfo, prompt: PromptInfo, config: StreamConfig) -> Manifest:
+    matching = Fidelity(
+        n_match=2,
+        dense_tokens=(4, 2),
+        sparse_tokens=(4, 2),
+        next_tokens_match=True,
+        kl=0.01,
+        dense_margin=2.5,
+        sparse_margin=2.25,
+        answer_tokens=2,
+        answer_tokens_kept=2,
+        dense_answer_tokens_kept=2,
+    )
+    cost = Cost(
+        capture_seconds=1.5,
+        dense_forward_seconds=1.25,
+        peak_rss_bytes=1 << 30,
+        dense_cache_bytes=4 * model.layers * model.heads * prompt.tokens**2,
+        pruned=Pruned(causal=0.95, square=0.975, visible=0.95),
+    )
+    return Manifest(
+        key=hashlib.sha256(f"{model.id} {prompt.sha256} {config}".encode()).hexdigest(),
+        attngraph_version="0.1.0",
+        model=model,
+        prompt=prompt,
+        config=config,
+        fidelity=matching,
+        cost=cost,
+        environment={"python": "3.11"},
+    )

@@ -1,0 +1,62 @@
+"""Attention between named token ranges, summed from kept token pairs while they are in memory.
+
+Spans need not line up with blocks, and may overlap. The sequence is cut at every span boundary into segments; each
+chunk's probabilities are first summed over the rows of each (query block, query span) pair that meets, then added up
+per (query span, segment), and segments are joined to key spans at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attngraph_kernels.blocks import BlockGrid
+
+
+class SpanSums:
+    """Running sums over the chunks of one key/value head with P query heads."""
+
+    def __init__(self, spans: Sequence[tuple[int, int]], grid: BlockGrid, heads: int, device: torch.device) -> None:
+        self.spans, self.grid = list(spans), grid
+        bounds = torch.tensor(sorted({0, grid.tokens, *(end for span in spans for end in span)}))
+        positions = torch.arange(grid.count * grid.size)
+        self.segment = (torch.bucketize(positions, bounds, right=True) - 1).view(-1, grid.size).to(device)
+        limits = torch.tensor(self.spans, dtype=torch.int64).view(-1, 2)
+        self.member = ((bounds[:, None] >= limits[:, 0]) & (bounds[:, None] < limits[:, 1])).float().to(device)
+        self.length = (limits[:, 1] - limits[:, 0]).to(device)
+        self.sums = torch.zeros(2, heads, len(self.spans) * len(bounds), device=device)
+        self.pairs = [
+            (span, block)
+            for span, (start, end) in enumerate(self.spans)
+            for block in range(start // grid.size, (end - 1) // grid.size + 1)
+        ]
+
+    def add(self, start: int, blocks: Tensor, weights: Tensor, inverse: Tensor, length: Tensor) -> None:
+        """Add a chunk: `weights` [P, B, size, budget·size], 1 / row sum in `inverse`, value norms in `length`."""
+        stop = start + blocks.shape[1]
+        met = [(span, block) for span, block in self.pairs if start <= block < stop]
+        if not met:
+            return
+        span, block = torch.tensor(met, device=blocks.device).T
+        rows = block[:, None] * self.grid.size + torch.arange(self.grid.size, device=blocks.device)
+        limits = torch.tensor([self.spans[s] for s, _ in met], device=blocks.device)
+        inside = ((rows >= limits[:, :1]) & (rows < limits[:, 1:])).float()
+        local = block - start
+        share = ((inverse[:, local] * inside).unsqueeze(2) @ weights[:, local]).squeeze(2)
+        segment = self.segment[blocks[:, local].clamp_min(0)].flatten(2)
+        target = (span[:, None] * len(self.member) + segment).flatten(1)
+        self.sums[0].scatter_add_(1, target, share.flatten(1))
+        self.sums[1].scatter_add_(1, target, (share * length[:, local].flatten(2)).flatten(1))
+
+    def mass(self) -> Tensor:
+        """[P, query spans, key spans]: mean over the query span's tokens of the probability on the key span."""
+        return self._joined(self.sums[0])
+
+    def contribution(self) -> Tensor:
+        """The same with every probability multiplied by the key's value norm."""
+        return self._joined(self.sums[1])
+
+    def _joined(self, sums: Tensor) -> Tensor:
+        return sums.view(len(sums), len(self.spans), len(self.member)) @ self.member / self.length[:, None]
