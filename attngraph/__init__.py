@@ -3,7 +3,7 @@
     import attngraph as ag
 
     lm = ag.load_model("smollm2-135m")
-    prompt = ag.tasks.needle(lm.tokenizer, length=4096, depth=0.3, seed=0)
+    prompt = ag.tasks.needle(lm.tokenizer, length=4096, seed=0)
     run = ag.capture(lm, prompt, store="runs")
     print(ag.routes(run.graph(), source="needle", target="output", k=3).to_polars())
 
@@ -14,6 +14,8 @@ analysis side works without torch.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from attngraph.config import StreamConfig
@@ -58,6 +60,21 @@ _HOMES = {
 _ROOMS = ("errors", "graph", "store", "tasks", "testing")
 
 __all__ = [*_HOMES, *_ROOMS, "StreamConfig", "__version__"]
+
+
+class _Door(ModuleType):
+    """The package as a module in which `capture` stays the function when the room of that name is imported.
+
+    Importing `attngraph.capture`, or anything in it, would otherwise put the room in the function's place.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ class StreamConfig:
         Key blocks kept per query block and head, the forced ones (sink, own, previous) included;
         at least 3, at most the prompt's number of blocks, or ``"all"`` for no pruning.
     selector
-        ``"stream"``: the hierarchical search, O(T log T). ``"exact"``: the true block masses, O(T²) time in O(T) memory.
+        ``"stream"``: the hierarchical search, O(T log T). ``"exact"``: the true block masses, O(T²) time, O(T) memory.
     n_match
         Greedy next tokens compared between the dense and the sparse model (Rosser et al. 2025 use 2);
         0 leaves out the fidelity check and its dense forward pass.
@@ -82,7 +82,8 @@ class StreamConfig:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}.")
         if self.query_representatives is not None and not 1 <= self.query_representatives <= self.block_size:
             raise ConfigError(
-                f"query_representatives={self.query_representatives!r} must be between 1 and block_size={self.block_size}."
+                f"query_representatives={self.query_representatives!r} must be between 1 and "
+                f"block_size={self.block_size}."
             )
         if not 0.0 <= self.variance <= 1.0:
             raise ConfigError(f"variance={self.variance!r} must be between 0 and 1.")
@@ -96,14 +97,14 @@ class StreamConfig:
         blocks = self.blocks(tokens)
         if blocks < FORCED_BLOCKS:
             raise ConfigError(
-                f"The prompt has {tokens} tokens, that is {blocks} block(s) of {self.block_size}; at least {FORCED_BLOCKS} "
-                f"blocks are needed. Give a longer prompt or a smaller block_size."
+                f"The prompt has {tokens} tokens, that is {blocks} block(s) of {self.block_size}; at least "
+                f"{FORCED_BLOCKS} blocks are needed. Give a longer prompt or a smaller block_size."
             )
         if self.budget == "all":
             return blocks
         if self.budget > blocks:
             raise ConfigError(
-                f"budget={self.budget} is over the prompt's {blocks} blocks ({tokens} tokens in blocks of {self.block_size}); "
-                f"give {FORCED_BLOCKS} to {blocks}, or 'all'."
+                f"budget={self.budget} is over the prompt's {blocks} blocks ({tokens} tokens in blocks of "
+                f"{self.block_size}); give {FORCED_BLOCKS} to {blocks}, or 'all'."
             )
         return self.budget

@@ -2,7 +2,8 @@
 
 transformers calls it for every layer with q, k, v after rotary embedding and q/k norms, not repeated over head groups.
 What can't be traced faithfully is refused by name: batches, padding, packed sequences, caches, bidirectional attention,
-soft caps and attention sinks. No mask is ever built: the mask function returns None for a plain causal prompt.
+soft caps, attention sinks, and masks other than causal ones with or without a window. No mask is ever built: the mask
+function only looks at the two diagonals that tell these from chunked, packed and prefix-bidirectional ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+from transformers.masking_utils import AttentionMaskInterface
 
 from attngraph.errors import UnsupportedModelError
 
@@ -29,7 +30,7 @@ _active: ContextVar[LayerAttention | None] = ContextVar("attngraph_attention", d
 
 @contextmanager
 def replaced_attention(model: PreTrainedModel, attention: LayerAttention) -> Iterator[None]:
-    """Let `attention` compute every attention layer of `model` inside the block; the model's own is restored after.
+    """Let `attention` compute every attention layer of `model` inside the block; then restore its own.
 
     Raises
     ------
@@ -38,8 +39,8 @@ def replaced_attention(model: PreTrainedModel, attention: LayerAttention) -> Ite
     """
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
-            f"{type(model).__name__} computes attention in its own code, not through transformers' attention interface; "
-            f"attngraph can't trace it."
+            f"{type(model).__name__} computes attention in its own code, not through transformers' attention "
+            f"interface; attngraph can't trace it."
         )
     own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
@@ -75,6 +76,9 @@ def _attention(
     _refuse_if(not getattr(module, "is_causal", True), "attention that is not causal")
     _refuse_if(softcap is not None, "soft-capped attention scores")
     _refuse_if(s_aux is not None, "learned attention sinks")
+    own_window = getattr(module, "sliding_window", None) if getattr(module, "is_sliding", True) else None
+    unsaid = sliding_window is None and own_window is not None
+    _refuse_if(unsaid, "a sliding window that the layer does not pass on to its attention function")
     if position_ids is not None:
         plain = torch.equal(position_ids.flatten(), torch.arange(tokens, device=position_ids.device))
         _refuse_if(not plain, "position ids that are not 0, 1, 2, … (packed sequences)")
@@ -83,10 +87,30 @@ def _attention(
     return output.transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
+def _no_mask(
+    *,
+    q_length: int,
+    mask_function: Callable[..., Tensor],
+    attention_mask: Tensor | None = None,
+    device: torch.device | None = None,
+    **_: Any,
+) -> Tensor | None:
+    """None for a causal mask, with or without a window; the padding where there is some, for `_attention` to refuse."""
+    if attention_mask is not None and not attention_mask.all():
+        return attention_mask
+    later = torch.arange(1, q_length, device=device)
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    # Each token must see the one before it and none the one after it: not so where a chunk begins, or inside a prefix.
+    before, after = mask_function(zero, zero, later, later - 1), mask_function(zero, zero, later - 1, later)
+    _refuse_if(not before.all(), "a mask that cuts the prompt into pieces (chunked attention, packed sequences)")
+    _refuse_if(bool(after.any()), "attention that is not causal")
+    return None
+
+
 def _refuse_if(condition: bool, what: str) -> None:
     if condition:
         raise UnsupportedModelError(f"attngraph can't trace {what}.")
 
 
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, flash_attention_mask)
+AttentionMaskInterface.register(NAME, _no_mask)

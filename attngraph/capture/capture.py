@@ -28,6 +28,9 @@ from attngraph.models import LanguageModel
 from attngraph.store import Cost, Run, RunWriter
 from attngraph.tasks.prompt import Prompt
 
+DENSE, CAPTURE, CHECK = "dense reference", "capture", "sparse check"
+"""Names of the forward passes, in order."""
+
 
 def capture(
     lm: LanguageModel,
@@ -71,26 +74,25 @@ def capture(
     config.budget_for(len(ids))
     prompt.check_vocabulary(lm.vocabulary_size)
     layers = decoder_layers(lm.model)
-    heads = text_config(lm.model).num_attention_heads
-    targets = (len(ids) - 1,)
+    target = len(ids) - 1
     answer = () if lm.tokenizer is None else prompt.answer_token_ids(lm.tokenizer)
 
     def dense(following: Sequence[int]) -> Tensor:
-        with passes.measured("dense reference"):
+        with passes.measured(DENSE):
             return logits_after(lm.model, ids, following)
 
     def sparse(following: Sequence[int]) -> Tensor:
         # Every position that predicts is a target, as it would be in a capture of its own.
-        attention = SparseAttention(config, range(targets[0], targets[0] + 1 + len(following)))
-        with passes.measured("sparse check"), replaced_attention(lm.model, attention):
+        attention = SparseAttention(config, range(target, target + 1 + len(following)))
+        with passes.measured(CHECK), replaced_attention(lm.model, attention):
             return logits_after(lm.model, ids, following)
 
     with RunWriter(store) as writer, Passes(layers, progress) as passes:
         reference = dense_reference(dense, config.n_match, answer) if config.n_match else None
-        recorder = Recorder(writer, targets)
-        attention = SparseAttention(config, targets, [(s.start, s.end) for s in prompt.spans], recorder.attended)
+        recorder = Recorder(writer, (target,))
+        attention = SparseAttention(config, (target,), [(s.start, s.end) for s in prompt.spans], recorder.attended)
         with (
-            passes.measured("capture"),
+            passes.measured(CAPTURE),
             replaced_attention(lm.model, attention),
             measured_shares(layers, recorder.finish),
         ):
@@ -98,15 +100,17 @@ def capture(
         fidelity = None if reference is None else compare(reference, target_logits, sparse, answer)
         for table, columns in prompt_tables(lm.tokenizer, prompt, config.block_size).items():
             writer.append(table, columns)
-        cost = Cost(
-            capture_seconds=passes.seconds["capture"][0],
-            dense_forward_seconds=None if reference is None else passes.seconds["dense reference"][0],
-            fidelity_seconds=None
-            if reference is None
-            else sum(map(sum, passes.seconds.values())) - passes.seconds["capture"][0],
-            peak_rss_bytes=peak_rss_bytes(),
-            dense_cache_bytes=dense_cache_bytes(len(layers), heads, len(ids), lm.model.dtype.itemsize),
-            pruned=pruned_shares(recorder.grids, recorder.kept_blocks, heads),
-        )
-        windows = tuple(grid.window for grid in recorder.grids)
-        return writer.commit(describe(lm, prompt, config, targets, windows, cost, fidelity))
+        cost = _cost(lm, recorder, passes, len(ids))
+        return writer.commit(describe(lm, prompt, config, recorder, cost, fidelity))
+
+
+def _cost(lm: LanguageModel, recorder: Recorder, passes: Passes, tokens: int) -> Cost:
+    heads = text_config(lm.model).num_attention_heads
+    return Cost(
+        capture_seconds=passes.seconds[CAPTURE][0],
+        dense_forward_seconds=passes.seconds[DENSE][0] if passes.seconds[DENSE] else None,
+        fidelity_seconds=sum(passes.seconds[CHECK]) if passes.seconds[DENSE] else None,
+        peak_rss_bytes=peak_rss_bytes(),
+        dense_cache_bytes=dense_cache_bytes(len(recorder.grids), heads, tokens, lm.model.dtype.itemsize),
+        pruned=pruned_shares(recorder.grids, recorder.kept_blocks, heads),
+    )

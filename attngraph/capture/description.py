@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 
+from attngraph.capture.recorder import Recorder
 from attngraph.capture.structure import text_config
 from attngraph.config import StreamConfig
 from attngraph.models import LanguageModel
@@ -27,8 +28,7 @@ def describe(
     lm: LanguageModel,
     prompt: Prompt,
     config: StreamConfig,
-    targets: tuple[int, ...],
-    windows: tuple[int | None, ...],
+    recorder: Recorder,
     cost: Cost,
     fidelity: Fidelity | None,
 ) -> Manifest:
@@ -36,12 +36,12 @@ def describe(
     return Manifest(
         key=task_key(lm, prompt, config),
         attngraph_version=__version__,
-        model=_model_info(lm, windows),
+        model=_model_info(lm, tuple(grid.window for grid in recorder.grids)),
         prompt=PromptInfo(
             tokens=len(prompt.token_ids),
             blocks=config.blocks(len(prompt.token_ids)),
             sha256=prompt.sha256,
-            targets=targets,
+            targets=recorder.targets,
             task=prompt.task,
             answer=prompt.answer,
             spans=tuple(SpanInfo(name=span.name, start=span.start, end=span.end) for span in prompt.spans),
@@ -61,7 +61,7 @@ def describe(
 
 
 def task_key(lm: LanguageModel, prompt: Prompt, config: StreamConfig) -> str:
-    """What identifies a run before it exists: a hash of model, prompt (with its spans and answer), settings and schema."""
+    """What identifies a run before it exists: a hash of model, prompt (spans and answer too), settings and schema."""
     spans = [(span.name, span.start, span.end) for span in prompt.spans]
     parts = (lm.fingerprint, prompt.sha256, spans, prompt.answer, config, SCHEMA_VERSION)
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

@@ -1,8 +1,8 @@
 """Does the sparse model still say what the dense one says?
 
 Both models read the prompt followed by known tokens (teacher forcing) in one forward pass, and the logits from the
-prompt's last token on are compared: greedy next tokens (Rosser et al. 2025 compare two), the divergence and top-1 margin
-at the target, and how many of the answer's tokens are still the first choice. Greedy tokens follow from teacher-forced
+prompt's last token on are compared: greedy next tokens (Rosser et al. 2025 compare two), divergence and top-1 margin at
+the target, and how many of the answer's tokens are still the first choice. Greedy tokens follow from teacher-forced
 ones as long as these agree with what the model would have said, so a pass is repeated only where they do not.
 """
 
@@ -49,7 +49,7 @@ def dense_reference(forward: Forward, n_match: int, answer: Sequence[int]) -> Re
 
 
 def greedy_tokens(forward: Forward, count: int, following: Sequence[int], choices: Sequence[int]) -> tuple[int, ...]:
-    """`count` greedy tokens, given the `choices` (one more than tokens) made along the tokens `following` the prompt."""
+    """`count` greedy tokens, given the `choices` made along the tokens `following` the prompt (one more than those)."""
     while True:
         sure = agreeing(choices, following) + 1
         greedy = tuple(choices[:sure])

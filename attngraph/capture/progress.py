@@ -18,7 +18,8 @@ from torch import nn
 class Passes:
     """Measure forward passes through `layers`, with a bar on stderr; a context manager.
 
-    `seconds` holds the wall seconds of every pass, by name, in order. `show` None draws the bar where stderr is a terminal.
+    `seconds` holds the wall seconds of every pass, by name, in order. With `show` None the bar is drawn where stderr
+    is a terminal.
     """
 
     def __init__(self, layers: Sequence[nn.Module], show: bool | None) -> None:

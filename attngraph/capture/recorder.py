@@ -57,7 +57,7 @@ class Recorder:
 
 def edge_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray) -> Columns:
     """Edges [H, rows, budget] as columns sorted by (row, head, key block)."""
-    heads, count, budget = edges.blocks.shape
+    heads, _, budget = edges.blocks.shape
     blocks, mass, contribution = (_array(part.transpose(0, 1)).reshape(-1) for part in edges)
     used = blocks >= 0
     row, head = np.meshgrid(rows, np.arange(heads), indexing="ij")

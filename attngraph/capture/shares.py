@@ -1,9 +1,9 @@
 """How much of every update comes from the residual stream, the attention and the MLP, measured by hooks.
 
-For a sum y = Σ p of parts, each part's share is its L1 proximity to the sum (Ferrando & Voita 2024, arXiv 2403.00824,
-section 2): c(p) = max(‖y‖₁ − ‖y − p‖₁, ε), normalised over the parts. With x the stream before the layer, y the stream
-between attention and MLP and z the stream after it, the attention sub-layer's parts are x and y − x, the MLP's are y and
-z − y. Reading the stream itself makes norms after a branch (Gemma) part of the branch.
+For a sum y = Σ p of parts, a part's share is its L1 proximity to the sum, c(p) = max(‖y‖₁ − ‖y − p‖₁, ε), normalised
+over the parts (Ferrando & Voita 2024, arXiv 2403.00824). With x the stream before the layer, y the stream between
+attention and MLP and z the stream after it, the attention sub-layer's parts are x and y − x, the MLP's are y and z − y.
+Reading the stream itself makes norms after a branch (Gemma) part of the branch.
 """
 
 from __future__ import annotations

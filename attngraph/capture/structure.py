@@ -28,7 +28,8 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == count and all(hasattr(x, "self_attn") for x in module):
             return list(module)
     raise UnsupportedModelError(
-        f"{type(model).__name__} has no list of {count} decoder layers with a `self_attn` each; attngraph can't trace it."
+        f"{type(model).__name__} has no list of {count} decoder layers with a `self_attn` each; "
+        f"attngraph can't trace it."
     )
 
 
@@ -57,9 +58,12 @@ def before_mlp(layer: nn.Module) -> nn.Module:
     Raises
     ------
     UnsupportedModelError
-        If the layer has neither a `pre_feedforward_layernorm` nor a `post_attention_layernorm`.
+        If the layer has no norm of a known name there.
     """
-    for name in ("pre_feedforward_layernorm", "post_attention_layernorm"):
+    # Where each branch is normed at its end alone (OLMo 2, EXAONE 4), the MLP itself reads the stream, and
+    # `post_attention_layernorm` the attention's output.
+    last = "mlp" if hasattr(layer, "post_feedforward_layernorm") else "post_attention_layernorm"
+    for name in ("pre_feedforward_layernorm", "pre_mlp_layernorm", last):
         if isinstance(found := getattr(layer, name, None), nn.Module):
             return found
     raise UnsupportedModelError(

@@ -13,8 +13,11 @@ import typer
 
 from attngraph.cli.capture import capture
 from attngraph.cli.demo import demo
+from attngraph.cli.influence import influence
 from attngraph.cli.ls import ls
+from attngraph.cli.output import keep_quiet, note
 from attngraph.cli.routes import routes
+from attngraph.cli.throughput import throughput
 from attngraph.cli.verify import verify
 from attngraph.errors import AttngraphError
 from attngraph.version import __version__
@@ -27,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, capture, routes, ls, verify):
+for command in (demo, capture, routes, influence, throughput, ls, verify):
     app.command()(command)
 
 
@@ -45,8 +48,10 @@ def _options(
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    keep_quiet()
     try:
-        app()
+        app(prog_name="attngraph")
     except AttngraphError as error:
-        typer.echo(f"attngraph: {error}", err=True)
+        # Libraries' messages that errors quote may have lines of their own.
+        note(f"attngraph: {' '.join(str(error).split())}")
         sys.exit(2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
 
 import attngraph as ag
 from attngraph.cli.options import BlockSize, Budget, Depth, Haystack, Json, Length, Model, Seed, config_of
+from attngraph.cli.output import note, print_json, print_screen, size
 from attngraph.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
 def capture(
     model: Model,
     store: Annotated[Path, typer.Option(help="Folder of runs; made if missing.")] = Path("runs"),
-    task: Annotated[str | None, typer.Option(help="Make the prompt: needle.")] = None,
+    task: Annotated[Literal["needle"] | None, typer.Option(help="Make the prompt: needle.")] = None,
     prompt: Annotated[
-        Path | None, typer.Option(help='FILE.json: {"text", "spans": [{"name", "start", "end"}], "answer"}.')
+        Path | None,
+        typer.Option(
+            help='FILE.json: {"text", "spans": [{"name", "start", "end"}], "answer"}; ranges in characters.',
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="FILE.txt with the prompt's text.")] = None,
+    text: Annotated[Path | None, typer.Option(help="FILE.txt with the prompt.", exists=True, dir_okay=False)] = None,
     length: Length = 4096,
-    depth: Depth = 0.3,
+    depth: Depth = 0.5,
     seed: Seed = 0,
     haystack: Haystack = "noise",
     block_size: BlockSize = 16,
@@ -45,14 +51,22 @@ def capture(
     config = config_of(block_size, budget, n_match, selector)
     if [task, prompt, text].count(None) != 2:
         raise ConfigError("Give exactly one of --task needle, --prompt FILE.json and --text FILE.txt.")
-    if task not in (None, "needle"):
-        raise ConfigError(f"task={task!r} is not known; there is: needle.")
-    lm = ag.load_model(model)
+    if task is not None:
+        config.budget_for(length)  # the needle prompt has at most this many tokens
+    lm = load(model, store)
     run = ag.capture(lm, _prompt(lm, prompt, text, length, depth, seed, haystack), config, store=store)
     if json:
-        typer.echo(msgspec.json.encode(manifest_document(run)).decode())
+        print_json(manifest_document(run))
     else:
-        typer.echo(summary(run))
+        print_screen(summary(run))
+
+
+def load(model: str, store: Path) -> LanguageModel:
+    """Load a model whose run will go to `store`, which is tried first: loading takes longer than being refused."""
+    note(f"Loading {model} …")
+    with ag.store.RunWriter(store):
+        pass
+    return ag.load_model(model)
 
 
 def _prompt(
@@ -90,7 +104,7 @@ def summary(run: Run) -> str:
         f"model     {manifest.model.id}, {manifest.prompt.tokens:,} tokens in {manifest.prompt.blocks:,} blocks of "
         f"{manifest.config.block_size}",
         f"pruned    {cost.pruned.causal:.1%} of causal pairs ({cost.pruned.visible:.1%} of visible ones)",
-        f"edges     {cost.edges:,} in {cost.run_bytes / 1e6:.1f} MB (all patterns: {cost.dense_cache_bytes / 1e9:.1f} GB)",
+        f"edges     {cost.edges:,} in {size(cost.run_bytes)} (all patterns: {size(cost.dense_cache_bytes)})",
         f"time      {cost.capture_seconds:.1f} s captured"
         + ("" if cost.dense_forward_seconds is None else f", {cost.dense_forward_seconds:.1f} s dense forward"),
     ]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import attngraph as ag
-from attngraph.cli.capture import summary
+from attngraph.cli.capture import load, summary
 from attngraph.cli.options import BlockSize, Budget, Depth, Haystack, Json, Length, Model, Seed, config_of
+from attngraph.cli.output import print_json, print_screen
 from attngraph.cli.routes import routes_table
-from attngraph.errors import ModelError
+from attngraph.errors import GraphError, ModelError, StoreError
 
 if TYPE_CHECKING:
     from attngraph.graph import AttentionGraph
@@ -27,11 +27,11 @@ def demo(
     model: Model = "smollm2-135m",
     seed: Seed = 0,
     haystack: Haystack = "noise",
-    depth: Depth = 0.3,
+    depth: Depth = 0.5,
     block_size: BlockSize = 16,
     budget: Budget = "8",
     out: Annotated[Path, typer.Option(help="Store that keeps the run.")] = Path("runs"),
-    k: Annotated[int, typer.Option("-k", help="Number of routes.")] = 5,
+    k: Annotated[int, typer.Option("-k", help="Number of routes.", min=1)] = 5,
     json: Json = False,
 ) -> None:
     """Hide a needle in a long text, let a real model find it, and show the routes from the needle to the answer.
@@ -39,7 +39,8 @@ def demo(
     Example: attngraph demo --model gemma3-270m --length 4096 --haystack varied
     """
     config = config_of(block_size, budget)
-    lm = ag.load_model(model)
+    config.budget_for(length)  # the needle prompt has at most this many tokens
+    lm = load(model, out)
     if lm.tokenizer is None:
         raise ModelError(f"The model {lm.id!r} has no tokenizer, so no needle prompt can be made for it.")
     prompt = ag.tasks.needle(lm.tokenizer, length=length, depth=depth, seed=seed, haystack=haystack)
@@ -47,7 +48,7 @@ def demo(
     graph = run.graph()
     document = demo_document(lm, run, graph, k)
     if json:
-        typer.echo(msgspec.json.encode(document).decode())
+        print_json(document)
     else:
         _print(run, document)
 
@@ -55,7 +56,8 @@ def demo(
 def demo_document(lm: LanguageModel, run: Run, graph: AttentionGraph, k: int) -> dict[str, Any]:
     """What the demo found, as JSON values."""
     manifest, cost, fidelity = run.manifest, run.cost, run.fidelity
-    assert fidelity is not None and lm.tokenizer is not None, "a demo always checks its answer"
+    if fidelity is None or lm.tokenizer is None:
+        raise StoreError(f"{run.path} holds no answers to show; capture it with a tokenizer and n_match of at least 1.")
     routes = ag.routes(graph, source="needle", target="output", k=k).to_dict()
     return {
         "model": manifest.model.id,
@@ -81,7 +83,7 @@ def demo_document(lm: LanguageModel, run: Run, graph: AttentionGraph, k: int) ->
         },
         "needle": {
             "blocks": needle_blocks(run),
-            "rank": ag.influence(graph, target="output").rank_of("needle", before="question"),
+            "rank": needle_rank(graph),
             "strongest_edge": strongest_needle_edge(run),
         },
         **{name: routes[name] for name in ("routes", "completeness", "policy", "source", "target")},
@@ -96,23 +98,31 @@ def needle_blocks(run: Run) -> list[int]:
     return list(range(needle.start // size, (needle.end - 1) // size + 1))
 
 
+def needle_rank(graph: AttentionGraph) -> int | None:
+    """The needle's rank by excess influence; None where it shares its blocks with the sink or the question."""
+    found = ag.influence(graph, target="output")
+    try:
+        rank: int = found.rank_of("needle", before="question")
+    except GraphError:
+        return None
+    return rank
+
+
 def strongest_needle_edge(run: Run) -> dict[str, Any] | None:
-    """The edge with the greatest contribution that leads from a needle block straight into the target, if any is kept."""
+    """The edge of the greatest contribution from a needle block straight into the target, if any is kept."""
     edges = run.target_edges().collect()
     edges = edges.filter(edges["key_block"].is_in(needle_blocks(run))).sort("contribution", descending=True)
     return edges.row(0, named=True) if len(edges) else None
 
 
 def _print(run: Run, document: dict[str, Any]) -> None:
-    console = Console()
     answer, needle = document["answer"], document["needle"]
-    console.print(summary(run), highlight=False)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("answer", f"expected {answer['expected']}, dense {answer['dense']}, sparse {answer['sparse']}")
-    table.add_row("needle", f"blocks {needle['blocks']}, rank {needle['rank']} by excess influence (0 = first)")
+    table.add_row("answer", f"expected {answer['expected']!r}, dense {answer['dense']!r}, sparse {answer['sparse']!r}")
+    rank = "not ranked" if needle["rank"] is None else f"rank {needle['rank']} by excess influence (0 = first)"
+    table.add_row("needle", f"blocks {', '.join(map(str, needle['blocks']))}; {rank}")
     if edge := needle["strongest_edge"]:
         table.add_row(
             "strongest", f"layer {edge['layer']}, head {edge['head']}: {edge['mass']:.0%} of the target's attention"
         )
-    console.print(table)
-    console.print(routes_table(document))
+    print_screen(summary(run), table, routes_table(document))

@@ -1,22 +1,21 @@
-"""``attngraph ls``: the catalogue of a store."""
+"""`attngraph ls`: the catalogue of a store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import attngraph as ag
 from attngraph.cli.options import Json
+from attngraph.cli.output import print_json, print_screen, size
 
 
 def ls(
     store: Annotated[Path, typer.Argument(help="Folder of the store.")] = Path("runs"),
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
     """List the runs of a store, the oldest first.
 
@@ -26,10 +25,10 @@ def ls(
     Example: attngraph ls runs
     """
     runs = ag.open_store(store).runs().to_dicts()
-    if as_json:
-        typer.echo(msgspec.json.encode({"store": str(store), "runs": runs}).decode())
+    if json:
+        print_json({"store": str(store), "runs": runs})
     else:
-        Console().print(_table(store, runs))
+        print_screen(_table(store, runs))
 
 
 def _table(store: Path, runs: list[dict[str, Any]]) -> Table:
@@ -37,7 +36,7 @@ def _table(store: Path, runs: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True)
     table.add_column("model", overflow="fold")
-    for name in ("tokens", "blocks", "pruned", "next", "answer", "MB", "sec"):
+    for name in ("tokens", "blocks", "pruned", "next", "answer", "size", "sec"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
         table.add_row(*_cells(run))
@@ -54,6 +53,6 @@ def _cells(run: dict[str, Any]) -> tuple[str, ...]:
         f"{run['pruned_causal']:.1%}",
         {True: "same", False: "differ", None: "–"}[run["next_tokens_match"]],
         "–" if kept is None else f"{kept}/{answer}",
-        f"{run['bytes'] / 1e6:.1f}",
+        size(run["bytes"]),
         f"{run['capture_seconds']:.1f}",
     )

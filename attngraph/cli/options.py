@@ -1,26 +1,48 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they mean."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+import attngraph as ag
 from attngraph.config import Selector, StreamConfig
 from attngraph.errors import ConfigError
+
+if TYPE_CHECKING:  # at run time the graph's libraries would slow `attngraph --help` down
+    from attngraph.graph import AttentionGraph
+    from attngraph.graph.transition import Heads, Residual, Sink, Weight
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 Model = Annotated[
     str, typer.Option(help="A bundled model (smollm2-135m, gemma3-270m), a folder, a GGUF file or a hub id.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Length = Annotated[int, typer.Option(help="Tokens of the needle prompt, at most.")]
-Depth = Annotated[float, typer.Option(help="Where the needle lies, from 0 (start) to 1 (end).")]
+Length = Annotated[int, typer.Option(help="Tokens of the needle prompt, at most.", min=1)]
+Depth = Annotated[float, typer.Option(help="Where the needle lies, from 0 (start) to 1 (end).", min=0, max=1)]
 Seed = Annotated[int, typer.Option(help="Seed of key, value and haystack.")]
 Haystack = Annotated[
     Literal["noise", "varied"], typer.Option(help="noise: RULER's five sentences; varied: natural sentences.")
 ]
 BlockSize = Annotated[int, typer.Option(help="Tokens per block: 8, 16, 32, 64 or 128.")]
 Budget = Annotated[str, typer.Option(help="Key blocks kept per query block and head, or all.")]
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Source = Annotated[str, typer.Option(help="Where routes start: a span, block:N, token:N or output.")]
+Target = Annotated[str, typer.Option(help="Where routes end: a span, block:N, a recorded token:N or output.")]
+WeightPolicy = Annotated[str, typer.Option("--weight", help="Edge weights: contribution, mass or uniform.")]
+ResidualPolicy = Annotated[str, typer.Option("--residual", help="Residual shares: measured, half or a number.")]
+HeadsPolicy = Annotated[str, typer.Option("--heads", help="Parallel heads: sum, or max (the strongest alone).")]
+SinkPolicy = Annotated[str, typer.Option("--sink", help="Edges from block 0: keep or exclude.")]
+
+
+def config_of(block_size: int, budget: str, n_match: int = 2, selector: str = "stream") -> StreamConfig:
+    """The capture's settings from what was typed."""
+    return StreamConfig(
+        block_size=block_size, budget=budget_of(budget), n_match=n_match, selector=cast(Selector, selector)
+    )
 
 
 def budget_of(text: str) -> int | Literal["all"]:
@@ -33,8 +55,19 @@ def budget_of(text: str) -> int | Literal["all"]:
         raise ConfigError(f"budget={text!r} is neither a number of blocks nor 'all'.") from None
 
 
-def config_of(block_size: int, budget: str, n_match: int = 2, selector: str = "stream") -> StreamConfig:
-    """The capture's settings from what was typed."""
-    return StreamConfig(
-        block_size=block_size, budget=budget_of(budget), n_match=n_match, selector=cast(Selector, selector)
+def graph_of(run: Path, weight: str, residual: str, heads: str, sink: str) -> AttentionGraph:
+    """The graph of a run folder under the policies as typed, for `Policy` to judge."""
+    return ag.open_run(run).graph(
+        weight=cast("Weight", weight),
+        residual=residual_of(residual),
+        heads=cast("Heads", heads),
+        sink=cast("Sink", sink),
     )
+
+
+def residual_of(text: str) -> Residual:
+    """A residual policy as typed: a number where the text is one, else the word."""
+    try:
+        return float(text)
+    except ValueError:
+        return cast("Residual", text)

@@ -2,68 +2,54 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import attngraph as ag
-from attngraph.cli.options import Json
-
-if TYPE_CHECKING:  # at run time the graph's libraries would slow `attngraph --help` down
-    from attngraph.graph.transition import Heads, Residual, Sink, Weight
+from attngraph.cli.options import (
+    HeadsPolicy,
+    Json,
+    ResidualPolicy,
+    RunFolder,
+    SinkPolicy,
+    Source,
+    Target,
+    WeightPolicy,
+    graph_of,
+)
+from attngraph.cli.output import print_json, print_screen
 
 
 def routes(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    source: Annotated[str, typer.Option(help="Where routes start: a span, block:N, token:N or output.")] = "needle",
-    target: Annotated[
-        str, typer.Option(help="Where routes end: a span, block:N, a recorded token:N or output.")
-    ] = "output",
+    run: RunFolder,
+    source: Source = "needle",
+    target: Target = "output",
     k: Annotated[int, typer.Option("-k", help="Number of routes, best first.")] = 10,
-    weight: Annotated[str, typer.Option(help="Edge weights: contribution, mass or uniform.")] = "contribution",
-    residual: Annotated[str, typer.Option(help="Residual shares: measured, half or a number.")] = "measured",
-    heads: Annotated[str, typer.Option(help="Parallel heads: sum, or max (the strongest alone).")] = "sum",
-    sink: Annotated[str, typer.Option(help="Edges from block 0: keep or exclude.")] = "keep",
-    as_json: Json = False,
+    weight: WeightPolicy = "contribution",
+    residual: ResidualPolicy = "measured",
+    heads: HeadsPolicy = "sum",
+    sink: SinkPolicy = "keep",
+    json: Json = False,
 ) -> None:
     """Show the strongest routes from a source to a target: layer, head and blocks of every hop.
 
     Example: attngraph routes runs/run=01J9Z --source needle --target output -k 5
     """
-    graph = ag.open_run(run).graph(
-        weight=cast("Weight", weight),
-        residual=as_residual(residual),
-        heads=cast("Heads", heads),
-        sink=cast("Sink", sink),
-    )
+    graph = graph_of(run, weight, residual, heads, sink)
     # The analyses live one floor up: this room reaches them through the lazy door `ag`.
     document = {"run": str(run), **ag.routes(graph, source, target, k).to_dict()}
-    if as_json:
-        typer.echo(json.dumps(document))
+    if json:
+        print_json(document)
     else:
-        Console().print(routes_table(document))
-
-
-def as_residual(text: str) -> Residual:
-    """A residual policy as typed: a number where the text is one, else the word, for `Policy` to judge."""
-    try:
-        return float(text)
-    except ValueError:
-        return cast("Residual", text)
+        print_screen(routes_table(document))
 
 
 def routes_table(document: Mapping[str, Any]) -> Table:
     """The document of `Routes.to_dict` as a table, one route per line, hops in the model's direction."""
-    policy = document["policy"]
-    table = Table(
-        title=f"{document['source']} → {document['target']}",
-        caption=f"{policy['weight']} weights, residual {policy['residual']}, blocks of {document['block_size']} tokens",
-    )
+    table = Table(title=f"{document['source']} → {document['target']}", caption=policy_line(document))
     table.add_column("route", justify="right")
     table.add_column("weight", justify="right")
     table.add_column("hops", justify="right")
@@ -73,11 +59,18 @@ def routes_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def policy_line(document: Mapping[str, Any]) -> str:
+    """How a graph's edges became probabilities, for the foot of a table."""
+    policy = document["policy"]
+    return f"{policy['weight']} weights, residual {policy['residual']}, blocks of {document['block_size']} tokens"
+
+
 def _trail(hops: Sequence[Mapping[str, Any]]) -> str:
     if not hops:
         return "stays in place"
-    steps = [str(hops[0]["key_block"])]
-    for hop in hops:
-        end = hop["query_block"] if hop["target"] is None else f"token {hop['target']}"
-        steps.append(f"—{hop['layer']}.{hop['head']}→ {end}")
-    return " ".join(steps)
+    return " ".join([str(hops[0]["key_block"]), *(f"—{hop['layer']}.{hop['head']}→ {end_of(hop)}" for hop in hops)])
+
+
+def end_of(edge: Mapping[str, Any]) -> str:
+    """Where a hop or an edge ends: a block, or a target token."""
+    return str(edge["query_block"]) if edge["target"] is None else f"token {edge['target']}"

@@ -1,4 +1,4 @@
-"""``attngraph verify``: is a run, or every run of a store, what its manifest says?"""
+"""`attngraph verify`: is a run, or every run of a store, what its manifest says?"""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
 import attngraph as ag
 from attngraph.cli.options import Json
+from attngraph.cli.output import print_json
 from attngraph.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def verify(
     path: Annotated[Path, typer.Argument(help="Folder of a run (run=…) or of a store.")],
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
     """Check sizes, hashes, schema, counts, order and row sums of a run, or of every run of a store.
 
@@ -28,8 +28,8 @@ def verify(
     is_store = path.is_dir() and not path.name.startswith("run=") and not (path / ag.store.MANIFEST_FILE).exists()
     found = ag.verify_store(path) if is_store else (ag.verify_run(path),)
     problems = [f"{_name(verification)}: {problem}" for verification in found for problem in verification.problems]
-    if as_json:
-        typer.echo(msgspec.json.encode(_document(path, found, problems)).decode())
+    if json:
+        print_json(_document(path, found, problems))
     else:
         for verification in found:
             typer.echo(f"{_name(verification)}  {'ok' if verification.ok else 'DAMAGED'}")

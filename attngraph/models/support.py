@@ -13,7 +13,7 @@ from attngraph.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-WAY_OUT = "Give a decoder-only language model, such as Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX or Phi."
+WAY_OUT = "Give a decoder-only language model, such as Llama, Qwen 2, Qwen 3, Gemma 3 or Mistral."
 
 
 def check_config(config: PreTrainedConfig, name: str) -> None:

@@ -117,7 +117,7 @@ def _encode_column(table: Table, column: Column, values: Any, rows: int) -> pa.A
         else:
             _check_finite(where, valid)
             numbers = round_mantissa(numbers) if column.rounded else numbers
-        array = pa.array(numbers.astype(column.type.to_pandas_dtype()), type=column.type, mask=null)
+        array = pa.array(numbers.astype(column.dtype), type=column.type, mask=null)
     else:
         try:
             array = pa.array(list(values), type=column.type)
@@ -151,7 +151,7 @@ def _check_integers(where: str, column: Column, values: npt.NDArray[Any]) -> Non
         return
     if values.dtype.kind == "f":
         raise StoreError(f"{where} holds whole numbers, not {values.dtype}.")
-    limit = int(np.iinfo(column.type.to_pandas_dtype()).max)
+    limit = int(np.iinfo(column.dtype).max)
     least, greatest = int(values.min()), int(values.max())
     if least < 0 or greatest > limit:
         raise StoreError(f"{where} holds {column.type}, 0 to {limit}; it was given {least} to {greatest}.")

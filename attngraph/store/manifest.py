@@ -92,7 +92,11 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What the run took; seconds are wall time, `dense_cache_bytes` is what all patterns would have taken.
+    """What the run took, in wall seconds and bytes.
+
+    `capture_seconds` is the pruned forward pass with all that it recorded; `dense_forward_seconds` the model's own over
+    prompt and answer; `fidelity_seconds` the pruned passes that were compared with it. `dense_cache_bytes` is what all
+    attention patterns would have taken, `peak_rss_bytes` the process's highest resident memory so far.
 
     The writer fills `edges`, `target_edges` and `run_bytes` (all Parquet files of the run, without
     ``run.json``).

@@ -17,6 +17,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -40,6 +41,11 @@ class Column:
     description: str
     nullable: bool = False
     rounded: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy type of a numeric column's values."""
+        return np.asarray(pa.array([], type=self.type)).dtype
 
     @property
     def is_integer(self) -> bool:

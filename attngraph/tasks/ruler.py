@@ -41,7 +41,7 @@ def needle(
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int = 4096,
-    depth: float = 0.3,
+    depth: float = 0.5,
     seed: int = 0,
     haystack: Haystack = "noise",
 ) -> Prompt:

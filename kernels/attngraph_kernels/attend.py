@@ -23,7 +23,7 @@ from attngraph_kernels.spans import SpanSums
 
 
 class Edges(NamedTuple):
-    """Edge weights beside the `blocks` they lead to; all [H, rows, budget], `blocks` -1 (and weights 0) where unused."""
+    """Edge weights beside the `blocks` they lead to, [H, rows, budget]; `blocks` -1 and weights 0 where unused."""
 
     blocks: Tensor
     mass: Tensor

@@ -16,8 +16,8 @@ Forced blocks (sink, own, previous) are candidates always and are kept always, i
 sliding window the sink is not forced. Of two blocks with equal mass the earlier one is kept.
 
 Every selector is a callable `(q, k, grid) -> iterator of Chosen` over chunks of query blocks of one key/value head, so
-that memory stays linear in T. Hierarchical pruning: Lee et al. 2025 (HiP, arXiv 2406.09827); its use for tracing: Rosser
-et al. 2025 (Stream, arXiv 2510.19875). The coresets, the softmax scores and the exact re-score are this project's.
+that memory stays linear in T. Hierarchical pruning is HiP's (Lee et al. 2025, arXiv 2406.09827), its use for tracing
+Stream's (Rosser et al. 2025, arXiv 2510.19875); coresets, softmax scores and exact re-score are this project's.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Chosen(NamedTuple):
     """The kept blocks of P heads (of one key/value head) in the B query blocks from `start` on.
 
     `blocks` [P, B, budget], ascending, -1 (first) where fewer are visible; `scores` [P, B, size, budget, size], the
-    scaled scores of each query with each kept key, -inf where a key is not visible; `kept_mass` [P, B], the share of the
-    dense attention mass on the kept blocks, NaN where the search has not seen every visible key.
+    scaled scores of each query with each kept key, -inf where a key is not visible; `kept_mass` [P, B], the share of
+    the dense attention mass on the kept blocks, NaN where the search has not seen every visible key.
     """
 
     start: int
@@ -79,7 +79,7 @@ class Exact:
 class Stream:
     """The hierarchical search: O(T log T) time, O(T) memory. Parameters as in `attngraph.StreamConfig`.
 
-    `exact_blocks` are query blocks whose candidates are all visible blocks, beside those of the `exact_tail` last tokens.
+    `exact_blocks` are further query blocks whose candidates are all visible blocks, like those of the exact tail.
     """
 
     budget: int

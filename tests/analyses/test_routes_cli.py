@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 import attngraph as ag
-from attngraph.cli.routes import as_residual, routes
+from attngraph.cli.options import residual_of
+from attngraph.cli.routes import routes
 from attngraph.errors import AttngraphError, ConfigError, UnknownNodeError
 from attngraph.store import Run
 from attngraph.testing import write_random_run
@@ -78,5 +79,5 @@ def test_help_has_an_example():
 
 
 @pytest.mark.parametrize(("text", "residual"), [("half", "half"), ("0.3", 0.3), ("1", 1.0), ("measured", "measured")])
-def test_as_residual(text: str, residual: str | float):
-    assert as_residual(text) == residual
+def test_residual_of(text: str, residual: str | float):
+    assert residual_of(text) == residual

@@ -1,0 +1,88 @@
+"""Shares of residual, attention and MLP, against the formula written out with the model's own modules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import attngraph as ag
+from attngraph.capture.shares import proximity_shares
+from tests.attngraph.tiny_models import implementation, random_prompt, tiny
+
+TOKENS, SIZE = 85, 8
+
+
+def branches(lm: ag.LanguageModel, prompt: ag.Prompt) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per layer the stream before it, the attention branch and the MLP branch, [T, d] each."""
+    outputs: list[Tensor] = []
+    layers = lm.model.model.layers
+    hooks = [layer.self_attn.register_forward_hook(lambda _, __, output: outputs.append(output[0])) for layer in layers]
+    with torch.no_grad(), implementation(lm.model, "eager"):
+        ids = torch.tensor([prompt.token_ids])
+        streams = lm.model(ids, use_cache=False, output_hidden_states=True).hidden_states
+    for hook in hooks:
+        hook.remove()
+    found = []
+    with torch.no_grad():
+        for layer, stream, attention in zip(layers, streams, outputs, strict=False):
+            if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 3: a norm before and after each branch
+                attention = layer.post_attention_layernorm(attention)
+                between = layer.mlp(layer.pre_feedforward_layernorm(stream + attention))
+                mlp = layer.post_feedforward_layernorm(between)
+            elif hasattr(layer, "post_feedforward_layernorm"):  # OLMo 2, EXAONE 4: a norm after each branch alone
+                attention = layer.post_attention_layernorm(attention)
+                mlp = layer.post_feedforward_layernorm(layer.mlp(stream + attention))
+            else:
+                mlp = layer.mlp(layer.post_attention_layernorm(stream + attention))
+            found.append((stream[0].double(), attention[0].double(), mlp[0].double()))
+    return found
+
+
+def proximity(part: Tensor, other: Tensor) -> np.ndarray:
+    def closeness(x: Tensor, y: Tensor) -> Tensor:
+        return torch.clamp(y.abs().sum(-1) - (y - x).abs().sum(-1), min=1e-5)
+
+    total = part + other
+    return (closeness(part, total) / (closeness(part, total) + closeness(other, total))).numpy()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Gemma3Text", "Olmo2", "Exaone4"])
+def test_shares_of_blocks_and_targets(kind: str, tmp_path) -> None:
+    lm, prompt = tiny(kind), random_prompt(TOKENS)
+    config = ag.StreamConfig(block_size=SIZE, budget="all", n_match=0)
+    run = ag.capture(lm, prompt, config, store=tmp_path, progress=False)
+    shares = run.shares().collect()
+    starts = range(0, TOKENS, SIZE)
+    for layer, (stream, attention, mlp) in enumerate(branches(lm, prompt)):
+        of_attention, of_mlp = proximity(attention, stream), proximity(mlp, stream + attention)
+        assert 0.05 < of_attention.mean() < 0.95  # neither part may be negligible, or nothing is tested
+        rows = shares.filter(layer=layer)
+        blocks = rows.drop_nulls("block").sort("block")
+        target = rows.filter(position=TOKENS - 1)
+        for name, values in (("attention", of_attention), ("residual", 1 - of_attention), ("mlp", of_mlp)):
+            means = [values[start : start + SIZE].mean() for start in starts]
+            np.testing.assert_allclose(blocks[name], means, atol=1e-4)
+            np.testing.assert_allclose(target[name], values[-1:], atol=1e-4)
+
+
+def test_proximity_by_hand() -> None:
+    # y = (3, 1): ‖y‖ = 4; without the branch (1, 2) it is (2, -1), 3 away from 0, so the branch's part is 4 - 3 = 1;
+    # the stream (2, -1) leaves (1, 2), also 3, so its part is 1 too.
+    stream, branch = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 2.0]])
+    assert proximity_shares(stream, branch).item() == pytest.approx(1 / 2)
+    # y = (4, 0): the branch (1, 0) is 4 - 3 = 1 close, the stream (3, 0) 4 - 1 = 3.
+    stream, branch = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    assert proximity_shares(stream, branch).item() == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize(("stream", "branch", "share"), [((1.0, 1.0), (0.0, 0.0), 0), ((0.0, 0.0), (1.0, -2.0), 1)])
+def test_an_empty_part_has_no_share(stream: tuple, branch: tuple, share: int) -> None:
+    found = proximity_shares(torch.tensor([stream]), torch.tensor([branch])).item()
+    assert found == pytest.approx(share, abs=1e-4)
+
+
+def test_parts_that_cancel_share_equally() -> None:
+    stream = torch.tensor([[1.0, -2.0]])
+    assert proximity_shares(stream, -stream).item() == 0.5
