@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid, into_blocks
-from attngraph_kernels.select import Chosen, Selector, choose_rows
+from attngraph_kernels.chosen import Chosen, choose_rows
+from attngraph_kernels.select import Selector
 from attngraph_kernels.spans import SpanSums
 
 
@@ -88,21 +89,11 @@ def attend(
     spans
         Half-open token ranges whose pairwise sums are wanted.
     """
-    heads, tokens, _ = q.shape
-    norms = v.new_ones(heads, tokens) if value_norm is None else value_norm
-    group = heads // len(k)
+    groups = len(k)
+    norms = v.new_ones(q.shape[:2]) if value_norm is None else value_norm
     parts = [
-        _attend_group(
-            q[g * group : (g + 1) * group] * scale,
-            k[g],
-            v[g],
-            norms[g * group : (g + 1) * group],
-            grid,
-            selector,
-            targets,
-            spans,
-        )
-        for g in range(len(k))
+        _attend_group(*tensors, grid, selector, targets, spans)
+        for tensors in zip((q * scale).chunk(groups), k, v, norms.chunk(groups), strict=True)
     ]
     return _joined(parts)
 
@@ -133,41 +124,57 @@ def _attend_group(
     """`attend` for the P query heads of one key/value head; q [P, T, d] scaled, k, v [T, d]."""
     values, lengths = into_blocks(v, grid.size), into_blocks(norms.unsqueeze(-1), grid.size).squeeze(-1)
     sums = SpanSums(spans, grid, len(q), v.device)
-    outputs, log_sums, edges, kept = [], [], [], []
-    budget = 0
-    for chosen in selector(q, k, grid):
-        heads, count, size, budget, _ = chosen.scores.shape
-        index = chosen.blocks.clamp_min(0)
-        top = chosen.scores.amax(dim=(3, 4), keepdim=True)
-        weights = chosen.scores.sub_(top).exp_().flatten(3)
-        total = weights.sum(dim=-1)
-        found = values.flatten(1).index_select(0, index.flatten()).view(heads * count, budget * size, -1)
-        output = torch.bmm(weights.flatten(0, 1), found).view(heads, count, size, -1)
-        outputs.append(output.div_(total.unsqueeze(-1)).flatten(1, 2))
-        log_sums.append((top[:, :, :, 0, 0] + total.log()).flatten(1))
-        inverse = total.reciprocal()
-        if chosen.start + count == grid.count:
-            inverse[:, -1, grid.rows(grid.count - 1) :] = 0
-        offset = torch.arange(heads, device=v.device)[:, None, None] * grid.count
-        length = lengths.flatten(0, 1).index_select(0, (index + offset).flatten()).view(heads, count, budget, size)
-        edges.append(_block_edges(chosen, weights, inverse, length))
-        sums.add(chosen.start, chosen.blocks, weights, inverse, length)
-        kept.append(chosen.kept_mass)
-    output = torch.cat(outputs, dim=1)[:, : grid.tokens]
-    log_sum = torch.cat(log_sums, dim=1)[:, : grid.tokens]
+    chunks = [_attend_chunk(chosen, values, lengths, grid, sums) for chosen in selector(q, k, grid)]
+    output, log_sum_exp, mass, contribution, blocks, kept_mass = (
+        torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)
+    )
     at = torch.tensor(targets, dtype=torch.int64, device=v.device)
-    rows = _attend_rows(q, k, values, lengths, grid, at, budget)
+    rows = _attend_rows(q, k, values, lengths, grid, at, min(selector.budget, grid.count))
     output[:, at] = rows.output
-    log_sum[:, at] = rows.log_sum_exp
+    log_sum_exp[:, at] = rows.log_sum_exp
     return Attended(
-        output=output,
-        log_sum_exp=log_sum,
-        edges=Edges(*(torch.cat(parts, dim=1) for parts in zip(*edges, strict=True))),
+        output=output[:, : grid.tokens],
+        log_sum_exp=log_sum_exp[:, : grid.tokens],
+        edges=Edges(blocks, mass, contribution),
         targets=rows.edges,
-        kept_mass=torch.cat(kept, dim=1),
+        kept_mass=kept_mass,
         span_mass=sums.mass(),
         span_contribution=sums.contribution(),
     )
+
+
+def _attend_chunk(chosen: Chosen, values: Tensor, lengths: Tensor, grid: BlockGrid, sums: SpanSums) -> _Chunk:
+    """Attention of a chunk's query blocks over their kept blocks; its scores are overwritten."""
+    heads, count, size, budget, _ = chosen.scores.shape
+    index = chosen.blocks.clamp_min(0)
+    top = chosen.scores.amax(dim=(3, 4), keepdim=True)
+    weights = chosen.scores.sub_(top).exp_().flatten(3)
+    total = weights.sum(dim=-1)
+    found = values.flatten(1).index_select(0, index.flatten()).view(heads * count, budget * size, -1)
+    output = torch.bmm(weights.flatten(0, 1), found).view(heads, count, size, -1).div_(total.unsqueeze(-1))
+    offset = torch.arange(heads, device=values.device)[:, None, None] * grid.count
+    length = lengths.flatten(0, 1).index_select(0, (index + offset).flatten()).view(heads, count, budget, size)
+    inverse = total.reciprocal()
+    if chosen.start + count == grid.count:
+        inverse[:, -1, grid.rows(grid.count - 1) :] = 0  # rows of padding
+    sums.add(chosen.start, chosen.blocks, weights, inverse, length)
+    mean = inverse / (inverse > 0).sum(dim=-1, keepdim=True)
+    edges = _edges(chosen.blocks, (mean.unsqueeze(2) @ weights).view(length.shape), length)
+    log_sum_exp = top[:, :, :, 0, 0] + total.log()
+    return _Chunk(
+        output.flatten(1, 2), log_sum_exp.flatten(1), edges.mass, edges.contribution, chosen.blocks, chosen.kept_mass
+    )
+
+
+class _Chunk(NamedTuple):
+    """Parts of `Attended` for the query blocks of a chunk, rows along dimension 1."""
+
+    output: Tensor
+    log_sum_exp: Tensor
+    mass: Tensor
+    contribution: Tensor
+    blocks: Tensor
+    kept_mass: Tensor
 
 
 class _Rows(NamedTuple):
@@ -182,19 +189,13 @@ def _attend_rows(
     q: Tensor, k: Tensor, values: Tensor, lengths: Tensor, grid: BlockGrid, at: Tensor, budget: int
 ) -> _Rows:
     """Attention of the target rows, each over the blocks that it alone would keep."""
-    chosen = choose_rows(q, k, grid, at, budget)
-    index = chosen.blocks.clamp_min(0)
-    total = chosen.scores.flatten(2).logsumexp(dim=-1)
-    weights = (chosen.scores - total[..., None, None]).exp()
+    blocks, scores = choose_rows(q, k, grid, at, budget)
+    index = blocks.clamp_min(0)
+    total = scores.flatten(2).logsumexp(dim=-1)
+    weights = (scores - total[..., None, None]).exp()
     length = torch.stack([head[kept] for head, kept in zip(lengths, index, strict=True)])
     output = torch.einsum("prks,prksd->prd", weights, values[index])
-    return _Rows(output, total, _edges(chosen.blocks, weights, length))
-
-
-def _block_edges(chosen: Chosen, weights: Tensor, inverse: Tensor, length: Tensor) -> Edges:
-    """Mean over each block's rows: weights [P, B, size, budget·size] with 1 / row sum in `inverse` [P, B, size]."""
-    mean = inverse / (inverse > 0).sum(dim=-1, keepdim=True)
-    return _edges(chosen.blocks, (mean.unsqueeze(2) @ weights).view(length.shape), length)
+    return _Rows(output, total, _edges(blocks, weights, length))
 
 
 def _edges(blocks: Tensor, share: Tensor, length: Tensor) -> Edges:

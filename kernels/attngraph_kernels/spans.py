@@ -27,16 +27,14 @@ class SpanSums:
         self.member = ((bounds[:, None] >= limits[:, 0]) & (bounds[:, None] < limits[:, 1])).float().to(device)
         self.length = (limits[:, 1] - limits[:, 0]).to(device)
         self.sums = torch.zeros(2, heads, len(self.spans) * len(bounds), device=device)
-        self.pairs = [
-            (span, block)
-            for span, (start, end) in enumerate(self.spans)
-            for block in range(start // grid.size, (end - 1) // grid.size + 1)
-        ]
+        self.met: dict[int, list[int]] = {}
+        for span, (start, end) in enumerate(self.spans):
+            for block in range(start // grid.size, (end - 1) // grid.size + 1):
+                self.met.setdefault(block, []).append(span)
 
     def add(self, start: int, blocks: Tensor, weights: Tensor, inverse: Tensor, length: Tensor) -> None:
         """Add a chunk: `weights` [P, B, size, budget·size], 1 / row sum in `inverse`, value norms in `length`."""
-        stop = start + blocks.shape[1]
-        met = [(span, block) for span, block in self.pairs if start <= block < stop]
+        met = [(span, block) for block in range(start, start + blocks.shape[1]) for span in self.met.get(block, ())]
         if not met:
             return
         span, block = torch.tensor(met, device=blocks.device).T

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import attngraph as ag
-from attngraph_kernels.select import DENSE_ELEMENTS
+from attngraph_kernels.chosen import DENSE_ELEMENTS
 from tests.attngraph.tiny_models import implementation, random_prompt, tiny
 
 ARCHITECTURES = {

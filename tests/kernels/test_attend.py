@@ -93,7 +93,7 @@ def test_attend_keeps_what_select_says():
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tokens=st.integers(3, 200),
     cuts=st.lists(st.tuples(st.integers(0, 199), st.integers(1, 200)), max_size=5),

@@ -36,7 +36,7 @@ def cases(draw):
     return q, k, grid, selector
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_selection_is_causal_unique_forced_and_full(case):
     q, k, grid, selector = case
@@ -51,7 +51,7 @@ def test_selection_is_causal_unique_forced_and_full(case):
             assert len(chosen) == min(selector.budget, grid.available(block))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases())
 def test_selection_is_deterministic(case):
     q, k, grid, selector = case
@@ -59,7 +59,7 @@ def test_selection_is_deterministic(case):
     assert torch.equal(first, second)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases(), st.integers(0, 100))
 def test_earlier_blocks_do_not_change_with_exact_scores_of_later_keys(case, seed):
     """With the exact selector a block's selection depends on its own past alone."""

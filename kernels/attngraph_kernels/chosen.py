@@ -1,0 +1,141 @@
+"""From scores to kept blocks: the forced ones, then those with the most attention mass.
+
+`keep` decides among scored candidates; `choose_dense` makes every visible block a candidate, `choose_rows` does so for
+single query rows. Of two blocks with equal mass the earlier one is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attngraph_kernels.blocks import BlockGrid, into_blocks
+
+DENSE_ELEMENTS = 1 << 22
+"""Scores held at once where all visible blocks are candidates."""
+
+
+class Chosen(NamedTuple):
+    """The kept blocks of P heads (of one key/value head) in the B query blocks from `start` on.
+
+    `blocks` [P, B, budget], ascending, -1 (first) where fewer are visible; `scores` [P, B, size, budget, size], the
+    scaled scores of each query with each kept key, -inf where a key is not visible; `kept_mass` [P, B], the share of
+    the dense attention mass on the kept blocks, NaN where the search has not seen every visible key.
+    """
+
+    start: int
+    blocks: Tensor
+    scores: Tensor
+    kept_mass: Tensor
+
+
+def dense_chunks(blocks: range | list[int], heads: int, grid: BlockGrid) -> Iterator[tuple[int, int]]:
+    """Cut consecutive query blocks into chunks whose dense scores stay within DENSE_ELEMENTS (or are one block)."""
+    start, end = blocks[0], blocks[-1] + 1
+    while start < end:
+        stop = start + 1
+        while (
+            stop < end
+            and heads * (stop + 1 - start) * (stop + 1 - grid.first_visible(start)) * grid.size**2 <= DENSE_ELEMENTS
+        ):
+            stop += 1
+        yield start, stop
+        start = stop
+
+
+def choose_dense(queries: Tensor, keys: Tensor, grid: BlockGrid, start: int, stop: int, budget: int) -> Chosen:
+    """Score every visible key of the query blocks `start` to `stop - 1` and keep the blocks with the most mass."""
+    first = grid.first_visible(start)
+    heads, size = len(queries), grid.size
+    scores = queries[:, start:stop].flatten(1, 2) @ keys[first:stop].flatten(0, 1).T
+    scores = scores.view(heads, stop - start, size, stop - first, size)
+    positions = torch.arange(stop * size, device=keys.device)
+    hidden = ~grid.visible(positions[start * size :, None], positions[None, first * size :])
+    scores.masked_fill_(hidden.view(1, stop - start, size, stop - first, size), -torch.inf)
+    blocks = torch.arange(first, stop, device=keys.device).expand(heads, stop - start, -1)
+    earliest = torch.tensor([grid.first_visible(b) for b in range(start, stop)], device=keys.device)
+    own = torch.arange(start, stop, device=keys.device)
+    seen = (blocks >= earliest[:, None]) & (blocks <= own[:, None])
+    return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, complete=True)
+
+
+def choose_rows(q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """The blocks with the most true mass for single query rows, each with a budget of its own; O(T) each.
+
+    Parameters
+    ----------
+    q, k
+        [P, T, d], scaled, and [T, d].
+    at
+        [R], the query positions.
+    budget
+        Blocks kept per row, the forced blocks of the row's own block included.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Blocks [P, R, budget], ascending, -1 (first) where fewer are visible; scores [P, R, budget, size], -inf where
+        a key is not visible.
+    """
+    heads, rows = len(q), len(at)
+    reached = torch.arange(grid.count * grid.size, device=k.device)
+    scores = q[:, at] @ into_blocks(k, grid.size).flatten(0, 1).T
+    scores.masked_fill_(~grid.visible(at[:, None], reached), -torch.inf)
+    mass = scores.softmax(dim=-1).view(heads, rows, grid.count, grid.size).sum(dim=-1)
+    own = at // grid.size
+    earliest = torch.tensor([grid.first_visible(block) for block in own.tolist()], dtype=own.dtype, device=k.device)
+    blocks = torch.arange(grid.count, device=k.device).expand(heads, rows, -1)
+    blocks = blocks.masked_fill((blocks < earliest[:, None]) | (blocks > own[:, None]), -1)
+    kept, slots = most_mass(mass, blocks, own, grid, budget)
+    scores = scores.view(heads, rows, grid.count, grid.size)
+    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size))
+
+
+def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: int, *, complete: bool) -> Chosen:
+    """Keep the `budget` candidates with the most mass, the forced ones before all others."""
+    heads, count, size, width, _ = scores.shape
+    shares = scores.flatten(3).softmax(dim=-1).view_as(scores)
+    rows = torch.full((count,), size, device=scores.device)
+    if start + count == grid.count:
+        rows[-1] = grid.rows(grid.count - 1)
+        shares[:, -1, grid.rows(grid.count - 1) :] = 0
+    # Summed key by key, then row by row: every block in the same order, so that equal blocks tie exactly.
+    mass = shares.sum(dim=-1).sum(dim=2).div_(rows[:, None])
+    own = torch.arange(start, start + count, device=blocks.device)
+    kept, slots = most_mass(mass, blocks, own, grid, min(budget, width))
+    row = torch.arange(heads * count * size, device=blocks.device).view(heads, count, size, 1)
+    picked = scores.view(-1, size).index_select(0, (row * width + slots.unsqueeze(2)).flatten())
+    picked = picked.view(heads, count, size, slots.shape[-1], size)
+    if slots.shape[-1] < budget:
+        missing = budget - slots.shape[-1]
+        kept = torch.nn.functional.pad(kept, (missing, 0), value=-1)
+        picked = torch.nn.functional.pad(picked, (0, 0, missing, 0), value=-torch.inf)
+    total = mass.gather(-1, slots).sum(dim=-1) if complete else mass.new_full((heads, count), torch.nan)
+    return Chosen(start, kept, picked, total)
+
+
+def most_mass(mass: Tensor, blocks: Tensor, own: Tensor, grid: BlockGrid, budget: int) -> tuple[Tensor, Tensor]:
+    """The kept `blocks` [P, R, budget], ascending, and their slots: forced ones first, then those with the most mass.
+
+    `mass` and `blocks` are [P, R, C], -1 marking what is no candidate; `own` [R] is each row's own block.
+    """
+    forced = (blocks == own[:, None]) | (blocks == own[:, None] - 1)
+    if not grid.windowed:
+        forced |= blocks == 0
+    slots = largest(mass.masked_fill(forced, 2.0), blocks >= 0, budget)
+    kept, order = blocks.gather(-1, slots).sort(dim=-1)
+    return kept, slots.gather(-1, order)
+
+
+def largest(mass: Tensor, valid: Tensor, count: int) -> Tensor:
+    """Slots of the `count` largest of `mass` (>= 0, fp32), best first; ties to the lower slot, invalid ones last.
+
+    The bits of a non-negative float order like the float itself, so value and slot make one unique integer key.
+    """
+    width = mass.shape[-1]
+    key = mass.contiguous().view(torch.int32).to(torch.int64) << 32
+    key += torch.arange(width - 1, -1, -1, device=mass.device)
+    return key.masked_fill_(~valid, -1).topk(count, dim=-1).indices

@@ -1,0 +1,98 @@
+"""Does the pruned model still answer, and does the graph find the needle? Bundled models, both haystacks, many seeds.
+
+Run: python tests/benchmarks/needles.py [--length 4096] [--seeds 5] [--json]
+One row per prompt, all with the default settings: pruned share, whether the next two tokens are the dense model's, the
+answer's tokens that are still the first choice (and the dense model's own), divergence, the needle's rank, and the head
+of the strongest edge from the needle into the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import attngraph as ag
+from attngraph.cli.demo import demo_document
+
+MODELS = ("smollm2-135m", "gemma3-270m")
+HAYSTACKS = ("noise", "varied")
+
+
+def measure(lm: ag.LanguageModel, length: int, haystack: str, seed: int, store: str) -> dict[str, Any]:
+    """One prompt, captured and asked."""
+    prompt = ag.tasks.needle(lm.tokenizer, length=length, haystack=haystack, seed=seed)
+    run = ag.capture(lm, prompt, store=store, progress=False)
+    found = demo_document(lm, run, run.graph(), 1)
+    edge = found["needle"]["strongest_edge"] or {}
+    return {
+        "model": lm.id,
+        "haystack": haystack,
+        "seed": seed,
+        "tokens": found["tokens"],
+        "pruned": found["pruned"]["causal"],
+        "next_tokens_match": found["next_tokens_match"],
+        "answer_kept": found["answer"]["tokens_kept"],
+        "answer_dense": run.manifest.fidelity.dense_answer_tokens_kept,
+        "kl": found["kl"],
+        "dense_margin": run.manifest.fidelity.dense_margin,
+        "rank": found["needle"]["rank"],
+        "head": f"{edge.get('layer')}.{edge.get('head')}",
+        "seconds": found["seconds"]["capture"],
+        "dense_seconds": found["seconds"]["dense_forward"],
+    }
+
+
+def all_rows(length: int, seeds: int) -> Iterator[dict[str, Any]]:
+    for model in MODELS:
+        lm = ag.load_model(model)
+        for haystack in HAYSTACKS:
+            for seed in range(seeds):
+                with tempfile.TemporaryDirectory() as store:
+                    yield measure(lm, length, haystack, seed, store)
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One line per model and haystack."""
+    for model in MODELS:
+        heads = Counter(row["head"] for row in rows if row["model"] == model)
+        yield f"{model}: strongest edge from the needle into the target, layer.head: {dict(heads.most_common())}"
+        for haystack in HAYSTACKS:
+            group = [row for row in rows if (row["model"], row["haystack"]) == (model, haystack)]
+            kept = sum(row["next_tokens_match"] and row["answer_kept"] == 7 for row in group)
+            near = sum(row["rank"] is not None and row["rank"] <= 1 for row in group)
+            least = min(row["pruned"] for row in group)
+            yield (
+                f"  {haystack}: next tokens and whole answer kept in {kept} of {len(group)}, "
+                f"needle first or second in {near}, pruned at least {least:.1%}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=4_096)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.json:
+        print("| model | haystack | seed | pruned | next 2 | answer | dense | margin | KL | rank | head | s | SDPA s |")
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for row in all_rows(arguments.length, arguments.seeds):
+        rows.append(row)
+        if not arguments.json:
+            print(
+                f"| {row['model']} | {row['haystack']} | {row['seed']} | {row['pruned']:.3f} | "
+                f"{'same' if row['next_tokens_match'] else 'differ'} | {row['answer_kept']} | {row['answer_dense']} | "
+                f"{row['dense_margin']:.2f} | {row['kl']:.3f} | {row['rank']} | {row['head']} | {row['seconds']:.1f} | "
+                f"{row['dense_seconds']:.1f} |",
+                flush=True,
+            )
+    print(json.dumps(rows) if arguments.json else "\n" + "\n".join(summary(rows)))
+
+
+if __name__ == "__main__":
+    main()
