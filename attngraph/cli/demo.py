@@ -83,7 +83,9 @@ def demo_document(lm: LanguageModel, run: Run, graph: AttentionGraph, k: int) ->
         },
         "needle": {
             "blocks": needle_blocks(run),
-            "rank": needle_rank(graph),
+            # The sink is not ranked, so the walk must not be absorbed by it either.
+            "rank": needle_rank(run.graph(sink="exclude")),
+            "rank_sink_kept": needle_rank(graph),
             "strongest_edge": strongest_needle_edge(run),
         },
         **{name: routes[name] for name in ("routes", "completeness", "policy", "source", "target")},
@@ -119,7 +121,11 @@ def _print(run: Run, document: dict[str, Any]) -> None:
     answer, needle = document["answer"], document["needle"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("answer", f"expected {answer['expected']!r}, dense {answer['dense']!r}, sparse {answer['sparse']!r}")
-    rank = "not ranked" if needle["rank"] is None else f"rank {needle['rank']} by excess influence (0 = first)"
+    rank = (
+        "not ranked"
+        if needle["rank"] is None
+        else f"rank {needle['rank']} by excess influence, sink excluded (0 = first)"
+    )
     table.add_row("needle", f"blocks {', '.join(map(str, needle['blocks']))}; {rank}")
     if edge := needle["strongest_edge"]:
         table.add_row(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 
-DENSE_ELEMENTS = 1 << 22
-"""Scores held at once where all visible blocks are candidates."""
+DENSE_ELEMENTS = 1 << 20
+"""Scores held at once where all visible blocks are candidates: small enough for a processor's cache."""
 
 
 class Chosen(NamedTuple):

@@ -2,8 +2,9 @@
 
 Run: python tests/benchmarks/needles.py [--length 4096] [--seeds 5] [--json]
 One row per prompt, all with the default settings: pruned share, whether the next two tokens are the dense model's, the
-answer's tokens that are still the first choice (and the dense model's own), divergence, the needle's rank, and the head
-of the strongest edge from the needle into the target.
+answer's tokens that are still the first choice (and the dense model's own), divergence, the needle's rank by excess
+influence (with the sink excluded from the graph, and with it kept), and the head of the strongest edge from the needle
+into the target.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def measure(lm: ag.LanguageModel, length: int, haystack: str, seed: int, store: 
         "kl": found["kl"],
         "dense_margin": run.manifest.fidelity.dense_margin,
         "rank": found["needle"]["rank"],
+        "rank_sink_kept": found["needle"]["rank_sink_kept"],
         "head": f"{edge.get('layer')}.{edge.get('head')}",
         "seconds": found["seconds"]["capture"],
         "dense_seconds": found["seconds"]["dense_forward"],
@@ -63,12 +65,33 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
         for haystack in HAYSTACKS:
             group = [row for row in rows if (row["model"], row["haystack"]) == (model, haystack)]
             kept = sum(row["next_tokens_match"] and row["answer_kept"] == 7 for row in group)
-            near = sum(row["rank"] is not None and row["rank"] <= 1 for row in group)
+            near, near_kept = (
+                sum(row[name] is not None and row[name] <= 1 for row in group) for name in ("rank", "rank_sink_kept")
+            )
             least = min(row["pruned"] for row in group)
             yield (
                 f"  {haystack}: next tokens and whole answer kept in {kept} of {len(group)}, "
-                f"needle first or second in {near}, pruned at least {least:.1%}"
+                f"needle first or second in {near} (with the sink kept in {near_kept}), pruned at least {least:.1%}"
             )
+
+
+COLUMNS = {
+    "model": "model",
+    "haystack": "haystack",
+    "seed": "seed",
+    "pruned": "pruned",
+    "next_tokens_match": "next 2 same",
+    "answer_kept": "answer kept",
+    "answer_dense": "dense answer",
+    "dense_margin": "dense margin",
+    "kl": "KL",
+    "rank": "needle rank",
+    "rank_sink_kept": "sink kept",
+    "head": "head",
+    "seconds": "capture s",
+    "dense_seconds": "SDPA s",
+}
+"""Fields of a row, and what they are called in the table."""
 
 
 def main() -> None:
@@ -77,20 +100,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.json:
-        print("| model | haystack | seed | pruned | next 2 | answer | dense | margin | KL | rank | head | s | SDPA s |")
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
+    if not arguments.json:
+        print(f"| {' | '.join(COLUMNS.values())} |\n{'|---' * len(COLUMNS)}|", flush=True)
     for row in all_rows(arguments.length, arguments.seeds):
         rows.append(row)
         if not arguments.json:
-            print(
-                f"| {row['model']} | {row['haystack']} | {row['seed']} | {row['pruned']:.3f} | "
-                f"{'same' if row['next_tokens_match'] else 'differ'} | {row['answer_kept']} | {row['answer_dense']} | "
-                f"{row['dense_margin']:.2f} | {row['kl']:.3f} | {row['rank']} | {row['head']} | {row['seconds']:.1f} | "
-                f"{row['dense_seconds']:.1f} |",
-                flush=True,
-            )
+            cells = (f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS)
+            print(f"| {' | '.join(cells)} |", flush=True)
     print(json.dumps(rows) if arguments.json else "\n" + "\n".join(summary(rows)))
 
 
