@@ -47,8 +47,7 @@ def coreset(
         [N, m, d], the variance that each point already stands for; none for raw points.
     """
     distance, from_mean = _squared_distances(points @ metric, weight)
-    chosen = _farthest_first(distance, from_mean, weight, min(representatives, points.shape[1]))
-    nearest = _rows(distance, chosen).argmin(dim=1)
+    nearest = _farthest_first(distance, from_mean, weight, min(representatives, points.shape[1]))
     member = torch.nn.functional.one_hot(nearest, representatives).to(points.dtype).mul_(weight.unsqueeze(-1))
     member = member.transpose(1, 2)
     total = member.sum(dim=-1)
@@ -67,19 +66,15 @@ def _squared_distances(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return norm.unsqueeze(1) + norm.unsqueeze(2) - 2 * gram, from_mean
 
 
-def _rows(matrix: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [N, r] of `matrix` [N, m, m], as [N, r, m]."""
-    return matrix.gather(1, index.unsqueeze(-1).expand(-1, -1, matrix.shape[-1]))
-
-
 def _farthest_first(distance: Tensor, from_mean: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Indices [N, count] of the farthest-first traversal that starts at the point farthest from the mean."""
+    """The group [N, m] of every point: the nearest of the `count` points of the traversal, the earlier one on ties."""
     absent = weight == 0
-    latest = from_mean.masked_fill(absent, -torch.inf).argmax(dim=1, keepdim=True)
-    chosen = [latest]
-    reach = _rows(distance, latest).squeeze(1).masked_fill_(absent, -torch.inf)
-    for _ in range(count - 1):
-        latest = reach.argmax(dim=1, keepdim=True)
-        chosen.append(latest)
-        reach = torch.minimum(reach, _rows(distance, latest).squeeze(1))
-    return torch.cat(chosen, dim=1)
+    reach = torch.full_like(weight, torch.inf).masked_fill_(absent, -torch.inf)
+    nearest = torch.zeros_like(weight, dtype=torch.int64)
+    latest = from_mean.masked_fill(absent, -torch.inf).argmax(dim=1)
+    for group in range(count):
+        there = distance[torch.arange(len(distance), device=distance.device), latest]
+        nearest.masked_fill_(there < reach, group)
+        reach = torch.minimum(reach, there)
+        latest = reach.argmax(dim=1)
+    return nearest

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen, keep, largest
 from attngraph_kernels.coreset import coreset
-from attngraph_kernels.pyramid import pyramid, query_features, second_moment_factor
+from attngraph_kernels.pyramid import ABSENT, pyramid, query_features, second_moment_factor
+
+
+class _Rows(NamedTuple):
+    """The query blocks of a chunk: `query` features [P·B, r_q, 2d + 1], `weight` [P, B, 1, r_q] of the representatives,
+    and the `lowest` and `highest` block [B, 1] that the descent may find for each row: visible and not forced.
+    """
+
+    query: Tensor
+    weight: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    def alive(self, nodes: Tensor, level: int) -> Tensor:
+        """Whether each of `nodes` [..., C] holds a block that its row may find: [..., B, C]."""
+        return (nodes >= self.lowest >> level) & (nodes <= self.highest >> level)
 
 
 class Descent:
@@ -52,52 +69,57 @@ class Descent:
 
     def choose(self, start: int, stop: int, budget: int) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
-        nodes = self._start(start, stop)
+        rows = self._rows(start, stop)
+        nodes = self._start(rows)
         for level in range(self.level - 1, -1, -1):
-            nodes = self._split(nodes, level, start, stop)
+            nodes = self._split(rows, nodes, level)
         blocks = self._with_forced(nodes, start, stop)
         return keep(blocks, self._score(blocks, start, stop), self.grid, start, budget, complete=False)
 
-    def _alive(self, nodes: Tensor, level: int, start: int, stop: int) -> Tensor:
-        """Whether each of `nodes` [..., B, C] holds a block that its row may find: visible and not forced."""
-        rows = range(start, stop)
-        lowest = [max(self.grid.first_visible(b), 0 if self.grid.windowed else 1) for b in rows]
-        low = torch.tensor(lowest, device=nodes.device)[:, None]
-        high = torch.arange(start - 2, stop - 2, device=nodes.device)[:, None]
-        return (nodes << level <= high) & (((nodes + 1) << level) > low) & (nodes >= 0)
+    def _rows(self, start: int, stop: int) -> _Rows:
+        first_visible = [self.grid.first_visible(block) for block in range(start, stop)]
+        lowest = torch.tensor(first_visible, device=self.keys.device).clamp_min(0 if self.grid.windowed else 1)
+        highest = torch.arange(start - 2, stop - 2, device=self.keys.device)
+        return _Rows(
+            self.query[:, start:stop].flatten(0, 1),
+            self.weight[:, start:stop].unsqueeze(2),
+            lowest[:, None],
+            highest[:, None],
+        )
 
-    def _start(self, start: int, stop: int) -> Tensor:
+    def _start(self, rows: _Rows) -> Tensor:
         """The best nodes [P, B, beam] of the start level, -1 where fewer are alive."""
-        first = self.grid.first_visible(start) >> self.level
-        last = ((stop - 3) >> self.level) + 1
+        lowest, highest = ((ends >> self.level).flatten().tolist() for ends in (rows.lowest, rows.highest))
+        first, last = lowest[0], highest[-1] + 1
         table = self.features[self.level][first:last]
-        heads, count = len(self.query), stop - start
-        scores = self.query[:, start:stop].flatten(0, 2) @ table.flatten(0, 1).T
-        nodes = torch.arange(first, last, device=scores.device).expand(count, -1)
-        alive = self._alive(nodes, self.level, start, stop)
-        return self._best(scores.view(heads, count, -1, last - first, table.shape[1]), nodes, alive, start, stop)
+        scores = rows.query.flatten(0, 1) @ table.flatten(0, 1).T
+        scores = scores.view(*rows.weight.shape[:2], -1, last - first, table.shape[1])
+        nodes = torch.arange(first, last, device=scores.device)
+        alive = rows.alive(nodes, self.level)
+        # Between the last row's lowest node and the first row's highest, all nodes are alive in all rows.
+        for part in (slice(0, lowest[-1] - first), slice(highest[0] + 1 - first, None)):
+            scores[..., part, :].masked_fill_(~alive[:, None, part, None], -torch.inf)
+        return self._best(rows, scores, nodes, alive)
 
-    def _split(self, nodes: Tensor, level: int, start: int, stop: int) -> Tensor:
+    def _split(self, rows: _Rows, nodes: Tensor, level: int) -> Tensor:
         """The best children, at `level`, of `nodes` [P, B, C]."""
-        children = torch.stack([2 * nodes, 2 * nodes + 1], dim=-1).flatten(-2)
+        children = torch.stack([2 * nodes, 2 * nodes + 1], dim=-1).flatten(2)
         table = self.features[level]
-        alive = self._alive(children, level, start, stop)
+        alive = rows.alive(children, level)
         found = table.flatten(1).index_select(0, children.clamp(0, len(table) - 1).flatten())
-        heads, count, width = children.shape
-        found = found.view(heads * count, width * table.shape[1], -1)
-        scores = torch.bmm(self.query[:, start:stop].flatten(0, 1), found.transpose(1, 2))
-        return self._best(scores.view(heads, count, -1, width, table.shape[1]), children, alive, start, stop)
+        found = found.view(*children.shape, *table.shape[1:])
+        found[..., -1].masked_fill_(~alive.unsqueeze(-1), ABSENT)
+        scores = torch.bmm(rows.query, found.flatten(2, 3).flatten(0, 1).transpose(1, 2))
+        scores = scores.view(*children.shape[:2], -1, children.shape[2], table.shape[1])
+        return self._best(rows, scores, children, alive)
 
-    def _best(self, scores: Tensor, nodes: Tensor, alive: Tensor, start: int, stop: int) -> Tensor:
-        """Keep the beam: scores [P, B, r_q, C, r] of `nodes` ([P,] B, C), in softmax shares over the nodes alive."""
-        scores.masked_fill_(~alive[..., None, :, None], -torch.inf)
-        flat = scores.flatten(3)
-        flat = flat.sub_(flat.amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(flat.dtype).min)).exp_()
-        share = self.weight[:, start:stop] / flat.sum(dim=-1).clamp_min_(torch.finfo(flat.dtype).tiny)
-        mass = (share.unsqueeze(-2) @ flat).view(*flat.shape[:2], *scores.shape[3:]).sum(dim=-1)
+    def _best(self, rows: _Rows, scores: Tensor, nodes: Tensor, alive: Tensor) -> Tensor:
+        """Keep the beam: scores [P, B, r_q, C, r] of `nodes` [..., C], in softmax shares over the nodes alive."""
+        shares = scores.flatten(3).softmax(dim=-1)  # some node is alive in every row
+        mass = (rows.weight @ shares).view(*scores.shape[:2], *scores.shape[3:]).sum(dim=-1)
         slots = largest(mass, alive, min(self.beam, mass.shape[-1]))
-        kept = nodes.expand(*mass.shape).gather(-1, slots)
-        return kept.masked_fill(~alive.expand_as(mass).gather(-1, slots), -1)
+        kept = nodes.masked_fill(~alive, -1)
+        return kept.expand_as(mass).gather(-1, slots)
 
     def _with_forced(self, nodes: Tensor, start: int, stop: int) -> Tensor:
         """Candidate blocks [P, B, C], ascending with -1 first: the best found, and the forced ones."""
