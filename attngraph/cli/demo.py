@@ -45,20 +45,21 @@ def demo(
         raise ModelError(f"The model {lm.id!r} has no tokenizer, so no needle prompt can be made for it.")
     prompt = ag.tasks.needle(lm.tokenizer, length=length, depth=depth, seed=seed, haystack=haystack)
     run = ag.capture(lm, prompt, config, store=out)
-    graph = run.graph()
-    document = demo_document(lm, run, graph, k)
+    document = demo_document(lm, run, k)
     if json:
         print_json(document)
     else:
         _print(run, document)
 
 
-def demo_document(lm: LanguageModel, run: Run, graph: AttentionGraph, k: int) -> dict[str, Any]:
+def demo_document(lm: LanguageModel, run: Run, k: int) -> dict[str, Any]:
     """What the demo found, as JSON values."""
     manifest, cost, fidelity = run.manifest, run.cost, run.fidelity
     if fidelity is None or lm.tokenizer is None:
         raise StoreError(f"{run.path} holds no answers to show; capture it with a tokenizer and n_match of at least 1.")
+    graph = run.graph()
     routes = ag.routes(graph, source="needle", target="output", k=k).to_dict()
+    blocks = ag.graph.blocks_of(graph, "needle").tolist()
     return {
         "model": manifest.model.id,
         "tokens": manifest.prompt.tokens,
@@ -82,22 +83,15 @@ def demo_document(lm: LanguageModel, run: Run, graph: AttentionGraph, k: int) ->
             "fidelity": cost.fidelity_seconds,
         },
         "needle": {
-            "blocks": needle_blocks(run),
+            "blocks": blocks,
             # The sink is not ranked, so the walk must not be absorbed by it either.
             "rank": needle_rank(run.graph(sink="exclude")),
             "rank_sink_kept": needle_rank(graph),
-            "strongest_edge": strongest_needle_edge(run),
+            "strongest_edge": strongest_edge(run, blocks),
         },
         **{name: routes[name] for name in ("routes", "completeness", "policy", "source", "target")},
         "run": str(run.path),
     }
-
-
-def needle_blocks(run: Run) -> list[int]:
-    """The blocks that overlap the needle."""
-    size = run.manifest.config.block_size
-    (needle,) = (span for span in run.manifest.prompt.spans if span.name == "needle")
-    return list(range(needle.start // size, (needle.end - 1) // size + 1))
 
 
 def needle_rank(graph: AttentionGraph) -> int | None:
@@ -110,10 +104,10 @@ def needle_rank(graph: AttentionGraph) -> int | None:
     return rank
 
 
-def strongest_needle_edge(run: Run) -> dict[str, Any] | None:
-    """The edge of the greatest contribution from a needle block straight into the target, if any is kept."""
+def strongest_edge(run: Run, blocks: list[int]) -> dict[str, Any] | None:
+    """The edge of the greatest contribution from one of the blocks straight into the target, if any is kept."""
     edges = run.target_edges().collect()
-    edges = edges.filter(edges["key_block"].is_in(needle_blocks(run))).sort("contribution", descending=True)
+    edges = edges.filter(edges["key_block"].is_in(blocks)).sort("contribution", descending=True)
     return edges.row(0, named=True) if len(edges) else None
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 import attngraph as ag
+from attngraph.cli.answers import document_of, policy_line, show
 from attngraph.cli.options import (
     HeadsPolicy,
     Json,
@@ -19,8 +19,6 @@ from attngraph.cli.options import (
     WeightPolicy,
     graph_of,
 )
-from attngraph.cli.output import print_json, print_screen
-from attngraph.cli.routes import policy_line
 
 SHOWN = 20
 """Blocks in the table for people; the JSON document has all of them."""
@@ -41,17 +39,10 @@ def influence(
     """
     found = ag.influence(graph_of(run, weight, residual, heads, sink), target)
     document = {
-        "run": str(run),
-        "target": found.target,
-        "policy": asdict(found.policy),
-        "block_size": found.block_size,
+        **document_of(run, found.target, found.policy, found.block_size, found.completeness),
         "blocks": found.to_polars().to_dicts(),
-        "completeness": found.completeness,
     }
-    if json:
-        print_json(document)
-    else:
-        print_screen(_table(document))
+    show(document, _table, json)
 
 
 def _table(document: Mapping[str, Any]) -> Table:

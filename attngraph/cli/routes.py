@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 import attngraph as ag
+from attngraph.cli.answers import end_of, policy_line, show
 from attngraph.cli.options import (
     HeadsPolicy,
     Json,
@@ -20,7 +21,6 @@ from attngraph.cli.options import (
     WeightPolicy,
     graph_of,
 )
-from attngraph.cli.output import print_json, print_screen
 
 
 def routes(
@@ -41,10 +41,7 @@ def routes(
     graph = graph_of(run, weight, residual, heads, sink)
     # The analyses live one floor up: this room reaches them through the lazy door `ag`.
     document = {"run": str(run), **ag.routes(graph, source, target, k).to_dict()}
-    if json:
-        print_json(document)
-    else:
-        print_screen(routes_table(document))
+    show(document, routes_table, json)
 
 
 def routes_table(document: Mapping[str, Any]) -> Table:
@@ -59,18 +56,7 @@ def routes_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
-def policy_line(document: Mapping[str, Any]) -> str:
-    """How a graph's edges became probabilities, for the foot of a table."""
-    policy = document["policy"]
-    return f"{policy['weight']} weights, residual {policy['residual']}, blocks of {document['block_size']} tokens"
-
-
 def _trail(hops: Sequence[Mapping[str, Any]]) -> str:
     if not hops:
         return "stays in place"
     return " ".join([str(hops[0]["key_block"]), *(f"—{hop['layer']}.{hop['head']}→ {end_of(hop)}" for hop in hops)])
-
-
-def end_of(edge: Mapping[str, Any]) -> str:
-    """Where a hop or an edge ends: a block, or a target token."""
-    return str(edge["query_block"]) if edge["target"] is None else f"token {edge['target']}"

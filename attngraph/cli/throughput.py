@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 import attngraph as ag
+from attngraph.cli.answers import document_of, end_of, policy_line, show
 from attngraph.cli.options import (
     HeadsPolicy,
     Json,
@@ -21,8 +21,6 @@ from attngraph.cli.options import (
     WeightPolicy,
     graph_of,
 )
-from attngraph.cli.output import print_json, print_screen
-from attngraph.cli.routes import end_of, policy_line
 
 
 def throughput(
@@ -42,19 +40,12 @@ def throughput(
     """
     found = ag.throughput(graph_of(run, weight, residual, heads, sink), source, target, top=top)
     document = {
-        "run": str(run),
+        **document_of(run, found.target, found.policy, found.block_size, found.completeness),
         "source": found.source,
-        "target": found.target,
-        "policy": asdict(found.policy),
-        "block_size": found.block_size,
         "total": found.total,
         "edges": found.to_polars().to_dicts(),
-        "completeness": found.completeness,
     }
-    if json:
-        print_json(document)
-    else:
-        print_screen(_table(document))
+    show(document, _table, json)
 
 
 def _table(document: Mapping[str, Any]) -> Table:

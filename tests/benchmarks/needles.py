@@ -27,7 +27,7 @@ def measure(lm: ag.LanguageModel, length: int, haystack: str, seed: int, store: 
     """One prompt, captured and asked."""
     prompt = ag.tasks.needle(lm.tokenizer, length=length, haystack=haystack, seed=seed)
     run = ag.capture(lm, prompt, store=store, progress=False)
-    found = demo_document(lm, run, run.graph(), 1)
+    found = demo_document(lm, run, 1)
     edge = found["needle"]["strongest_edge"] or {}
     return {
         "model": lm.id,
