@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from attngraph.errors import ConfigError
 
 Selector = Literal["stream", "exact"]
+Audit = Literal["none", "targets", "full"]
 
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 FORCED_BLOCKS = 3
@@ -42,6 +43,10 @@ class StreamConfig:
         Weight of the second-order term of a node's score.
     exact_tail
         Tokens at the end of the prompt whose candidates come from exact block masses.
+    audit
+        Which rows record the share of the dense attention mass that they keep (see docs/method.md). ``"targets"``: the
+        targets' own rows, and the query blocks whose every visible key was scored anyway, exactly; the others as an
+        estimate. ``"full"``: all rows exactly, by one dense pass per layer, O(T²) time, O(T) memory. ``"none"``: no row.
 
     Raises
     ------
@@ -59,6 +64,7 @@ class StreamConfig:
     start_nodes: int = 256
     variance: float = 0.2
     exact_tail: int = 128
+    audit: Audit = "targets"
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
@@ -68,8 +74,9 @@ class StreamConfig:
                 f"budget={self.budget!r} is too small: the sink, own and previous block are always kept, "
                 f"so give at least {FORCED_BLOCKS} blocks, or 'all'."
             )
-        if self.selector not in get_args(Selector):
-            raise ConfigError(f"selector={self.selector!r} is not one of {', '.join(get_args(Selector))}.")
+        for name, allowed in (("selector", get_args(Selector)), ("audit", get_args(Audit))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         for name, least in (
             ("n_match", 0),
             ("representatives", 1),

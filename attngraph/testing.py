@@ -100,6 +100,12 @@ def _append_layer(writer: RunWriter, layer: int, random: np.random.Generator, ma
     if targets.size:
         target, target_edges = _random_edges(random, heads, targets // manifest.config.block_size, budget)
         writer.append("target_edges", {"layer": layer, "target": targets[target], **target_edges})
+        kept = np.zeros((heads, targets.size), dtype=np.int64)
+        np.add.at(kept, (target_edges["head"], target), 1)
+        head, row = np.indices(kept.shape).reshape(2, -1)
+        kept_mass = random.uniform(0.8, 1.0, head.size)
+        rows = {"head": head, "target": targets[row], "kept": kept.ravel(), "kept_mass": kept_mass}
+        writer.append("target_rows", {"layer": layer, **rows})
     residual = random.uniform(0.3, 0.9, blocks + targets.size)
     no_blocks, no_targets = [None] * blocks, [None] * targets.size
     writer.append(

@@ -48,8 +48,13 @@ class Recorder:
         self.kept_blocks.append(len(edges["key_block"]))
         self.writer.append("edges", edges)
         if self.targets:
-            self.writer.append("target_edges", edge_columns(layer, attended.targets, "target", np.array(self.targets)))
-        self.writer.append("rows", row_columns(layer, attended))
+            targets = np.array(self.targets)
+            self.writer.append("target_edges", edge_columns(layer, attended.targets, "target", targets))
+            kept_mass = attended.target_kept_mass
+            self.writer.append("target_rows", row_columns(layer, attended.targets, "target", targets, kept_mass))
+        self.writer.append(
+            "rows", row_columns(layer, attended.edges, "query_block", np.arange(grid.count), attended.kept_mass)
+        )
         self.writer.append("shares", share_columns(layer, shares, grid, self.targets))
         if attended.span_mass.shape[-1]:
             self.writer.append("span_edges", span_columns(layer, attended.span_mass, attended.span_contribution))
@@ -71,16 +76,16 @@ def edge_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray) -> C
     }
 
 
-def row_columns(layer: int, attended: Attended) -> Columns:
-    """One row per (query block, head): how many blocks it keeps, and how much of the dense mass, where known."""
-    kept = _array((attended.edges.blocks >= 0).sum(dim=-1).T)
+def row_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray, kept_mass: Tensor) -> Columns:
+    """One line per (row, head): how many blocks it keeps, and how much of the dense mass [H, rows], NaN if unknown."""
+    kept = _array((edges.blocks >= 0).sum(dim=-1).T)
     count, heads = kept.shape
     return {
         "layer": np.full(count * heads, layer),
         "head": np.tile(np.arange(heads), count),
-        "query_block": np.repeat(np.arange(count), heads),
+        row_name: np.repeat(rows, heads),
         "kept": kept.reshape(-1),
-        "kept_mass": np.ma.masked_invalid(_array(attended.kept_mass.T).reshape(-1)),
+        "kept_mass": np.ma.masked_invalid(_array(kept_mass.T).reshape(-1)),
     }
 
 

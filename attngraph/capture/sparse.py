@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from attngraph.capture.structure import output_gram
 from attngraph.config import StreamConfig
-from attngraph_kernels import Attended, BlockGrid, Exact, Selector, Stream, attend, value_norms
+from attngraph_kernels import Attended, BlockGrid, Exact, Selector, Stream, attend, dense_attention, value_norms
 
 
 class SparseAttention:
@@ -17,7 +18,7 @@ class SparseAttention:
     Parameters
     ----------
     config
-        Block size, budget and search parameters.
+        Block size, budget, search parameters, and which rows are audited.
     targets
         Token positions whose rows are kept at token grain.
     spans
@@ -37,10 +38,11 @@ class SparseAttention:
 
     def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
         grid = BlockGrid(q.shape[1], self.config.block_size, window)
-        values = v.float()
+        queries, keys, values = q.float(), k.float(), v.float()
+        audited = self.record is not None and self.config.audit == "full"
         attended = attend(
-            q.float(),
-            k.float(),
+            queries,
+            keys,
             values,
             grid,
             selector_for(self.config, grid, self.targets),
@@ -48,10 +50,16 @@ class SparseAttention:
             value_norm=value_norms(values, output_gram(module, len(q))) if self.record else None,
             targets=self.targets,
             spans=self.spans,
+            dense_log_sum_exp=dense_attention(queries, keys, values, grid, scale).log_sum_exp if audited else None,
         )
         if self.record:
-            self.record(grid, attended)
+            self.record(grid, _unaudited(attended) if self.config.audit == "none" else attended)
         return attended.output.to(q.dtype)
+
+
+def _unaudited(attended: Attended) -> Attended:
+    blank = {name: torch.full_like(getattr(attended, name), torch.nan) for name in ("kept_mass", "target_kept_mass")}
+    return attended._replace(**blank)
 
 
 def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int]) -> Selector:

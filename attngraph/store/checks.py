@@ -69,26 +69,16 @@ def check_target_edges(columns: Columns, manifest: Manifest) -> Iterator[str]:
 
 
 def check_rows(columns: Columns, edges: Columns, manifest: Manifest) -> Iterator[str]:
-    """One row per head and query block, whose `kept` counts its edges; kept masses from 0 to 1."""
-    heads, blocks = manifest.model.heads, manifest.prompt.blocks
-    for name in ("kept_mass", "kept_mass_estimate"):
-        value = columns[name]
-        yield from _count(f"{name} outside 0 to 1", (value < -TOLERANCE) | (value > 1 + TOLERANCE))
-    ranges = list(_out_of_range(columns, {"head": heads, "query_block": blocks}))
-    yield from ranges
-    if ranges:
-        return
-    row = columns["head"].astype(np.int64) * blocks + columns["query_block"]
-    if not np.array_equal(np.sort(row), np.arange(heads * blocks)):
-        yield f"{row.size} rows instead of one for each of {heads} heads and {blocks} query blocks"
-        return
-    kept = np.zeros(heads * blocks, dtype=np.int64)
-    kept[row] = columns["kept"]
-    edge_row = edges["head"].astype(np.int64) * blocks + edges["query_block"]
-    inside = (edges["head"] < heads) & (edges["query_block"] < blocks)
-    yield from _count(
-        "kept unlike the number of edges", kept != np.bincount(edge_row[inside], minlength=heads * blocks)
-    )
+    """One row per head and query block, whose `kept` counts its edges; kept masses from 0 to 1, audited as told."""
+    blocks = np.arange(manifest.prompt.blocks)
+    yield from _kept_rows(columns, edges, "query_block", blocks, manifest, audited=manifest.config.audit == "full")
+    yield from _outside_one(columns, "kept_mass_estimate")
+
+
+def check_target_rows(columns: Columns, edges: Columns, manifest: Manifest) -> Iterator[str]:
+    """The same for the targets."""
+    targets = np.sort(np.asarray(manifest.prompt.targets, dtype=np.int64))
+    yield from _kept_rows(columns, edges, "target", targets, manifest, audited=manifest.config.audit != "none")
 
 
 def check_shares(columns: Columns, manifest: Manifest) -> Iterator[str]:
@@ -124,6 +114,8 @@ def check_layer(layers: Mapping[str, Columns], manifest: Manifest) -> Iterator[t
         "shares": check_shares(layers["shares"], manifest),
         "span_edges": check_span_edges(layers["span_edges"], manifest),
     }
+    if "target_rows" in layers:
+        found["target_rows"] = check_target_rows(layers["target_rows"], layers["target_edges"], manifest)
     for table, problems in found.items():
         yield from ((table, problem) for problem in check_order(TABLES[table], layers[table]))
         yield from ((table, problem) for problem in problems)
@@ -166,6 +158,42 @@ def _filled(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
 def _count(what: str, wrong: npt.NDArray[np.bool_]) -> Iterator[str]:
     if wrong.any():
         yield f"{what} in {int(wrong.sum())} of {wrong.size} rows, first in row {int(wrong.argmax())}"
+
+
+def _kept_rows(
+    columns: Columns,
+    edges: Columns,
+    name: str,
+    known: npt.NDArray[np.int64],
+    manifest: Manifest,
+    *,
+    audited: bool,
+) -> Iterator[str]:
+    """Problems of a table with one row for each head and each of the `known` (ascending) values of its column `name`."""
+    heads = manifest.model.heads
+    yield from _outside_one(columns, "kept_mass")
+    if audited:
+        yield from _count(f"kept_mass null with audit={manifest.config.audit!r}", np.isnan(columns["kept_mass"]))
+    ranges = list(_out_of_range(columns, {"head": heads}))
+    yield from ranges
+    row, edge_row = (_row_numbers(table, name, known, heads) for table in (columns, edges))
+    if not ranges and not np.array_equal(np.sort(row), np.arange(heads * known.size)):
+        yield f"{row.size} rows instead of one for each of {heads} heads and {known.size} {name.replace('_', ' ')}s"
+    elif not ranges:
+        counts = np.bincount(edge_row[edge_row >= 0], minlength=heads * known.size)
+        yield from _count("kept unlike the number of edges", columns["kept"] != counts[row])
+
+
+def _row_numbers(columns: Columns, name: str, known: npt.NDArray[np.int64], heads: int) -> npt.NDArray[np.int64]:
+    """head · len(known) + the place of each row's value in `known`; -1 for a value or head that isn't there."""
+    place = np.searchsorted(known, columns[name])
+    inside = np.isin(columns[name], known) & (columns["head"] < heads)
+    return np.where(inside, columns["head"].astype(np.int64) * known.size + place, -1)
+
+
+def _outside_one(columns: Columns, name: str) -> Iterator[str]:
+    value = columns[name]
+    yield from _count(f"{name} outside 0 to 1", (value < -TOLERANCE) | (value > 1 + TOLERANCE))
 
 
 def _out_of_range(columns: Columns, sizes: Mapping[str, int]) -> Iterator[str]:

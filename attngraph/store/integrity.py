@@ -55,7 +55,7 @@ def verify_run(path: Path | str) -> Verification:
     problems = list(_manifest_problems(folder, manifest))
     altered = [*size_problems(Run(folder, manifest)), *_hash_problems(folder, manifest)]
     problems += altered or _table_problems(folder, manifest)
-    files = tuple(table.file for table in TABLES.values())
+    files = tuple(table.file for table in manifest.tables.values())
     return Verification(manifest.run, folder, tuple(problems), files)
 
 
@@ -97,7 +97,7 @@ def _manifest_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _hash_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    for name in (table.file for table in TABLES.values()):
+    for name in (table.file for table in manifest.tables.values()):
         path, info = folder / name, manifest.files.get(name)
         if info is None or not path.is_file() or path.stat().st_size != info.bytes:
             continue  # size_problems says so
@@ -113,8 +113,9 @@ def _table_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _content_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    by_layer = {table.name: LayerTable(folder, table) for table in TABLES.values() if table.by_layer}
-    layout = [problem for table in TABLES.values() for problem in _layout_problems(folder, table, manifest)]
+    tables = manifest.tables.values()
+    by_layer = {table.name: LayerTable(folder, table) for table in tables if table.by_layer}
+    layout = [problem for table in tables for problem in _layout_problems(folder, table, manifest)]
     layout += [problem for layers in by_layer.values() for problem in _row_group_problems(layers, manifest)]
     yield from layout
     if layout:
@@ -155,7 +156,7 @@ def _row_group_problems(layers: LayerTable, manifest: Manifest) -> Iterator[str]
         yield f"{layers.table.file}: its row groups are not one per layer in ascending order: {groups}"
     expected = set(range(manifest.model.layers))
     is_complete = layers.table.name in {"edges", "rows", "shares"} or (
-        layers.table.name == "target_edges" and bool(manifest.prompt.targets)
+        layers.table.name in {"target_edges", "target_rows"} and bool(manifest.prompt.targets)
     )
     if is_complete and expected - set(found):
         yield f"{layers.table.file}: layers {sorted(expected - set(found))} are missing"

@@ -8,13 +8,13 @@ major version.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from attngraph.config import StreamConfig
 from attngraph.errors import IntegrityError, RunNotFoundError, StoreError
-from attngraph.store.schema import FORMAT, SCHEMA_VERSION
+from attngraph.store.schema import FORMAT, SCHEMA_VERSION, Table, tables_of
 
 MANIFEST_FILE = "run.json"
 
@@ -143,12 +143,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     files: dict[str, FileInfo] = {}
 
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables that a run of this schema version has, by name."""
+        return tables_of(self.schema_version)
+
 
 class _Header(msgspec.Struct):
     """The two fields that every version of the manifest has."""
 
     format: str
-    schema_version: str
+    schema_version: Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\d+)*$")]
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

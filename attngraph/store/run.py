@@ -64,6 +64,10 @@ class Run:
         """What rows keep: layer, head, query_block, kept, kept_mass (null: not audited) and its estimate."""
         return self._scan("rows")
 
+    def target_rows(self) -> pl.LazyFrame:
+        """What targets keep: layer, head, target (token position), kept, kept_mass (null: not audited)."""
+        return self._scan("target_rows")
+
     def shares(self) -> pl.LazyFrame:
         """Shares of a node's update: layer, block or position (targets), residual, attention, mlp."""
         return self._scan("shares")
@@ -102,6 +106,8 @@ class Run:
         return AttentionGraph(self.layer_source(), weight=weight, residual=residual, heads=heads, sink=sink)
 
     def _scan(self, table: str) -> pl.LazyFrame:
+        if table not in self.manifest.tables:  # written before there was this table
+            return pl.LazyFrame(pl.from_arrow(TABLES[table].arrow_schema().empty_table()))
         # Without hive parsing: the folder's name says which run this is, and the caller knows.
         return pl.scan_parquet(self.path / TABLES[table].file, hive_partitioning=False)
 
@@ -145,7 +151,7 @@ def open_run(path: Path | str, *, verify: Verify = "size") -> Run:
 def size_problems(run: Run) -> tuple[str, ...]:
     """What is wrong with the presence and sizes of the run's files, one sentence each."""
     problems = []
-    for table in TABLES.values():
+    for table in run.manifest.tables.values():
         info = run.manifest.files.get(table.file)
         path = run.path / table.file
         if info is None:

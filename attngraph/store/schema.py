@@ -1,13 +1,13 @@
 """The tables of a run: names, types, order, and how they are laid out in Parquet.
 
-A run is eight tables. Five are *layer tables* (``edges``, ``target_edges``, ``rows``, ``shares``,
+A run is nine tables. Six are *layer tables* (``edges``, ``target_edges``, ``rows``, ``target_rows``, ``shares``,
 ``span_edges``): they are written one layer at a time, and every layer is one row group, so that reading a
 layer reads one row group. Three describe the prompt (``tokens``, ``blocks``, ``spans``).
 
 Integers are delta encoded (a table's heads repeat, so they are dictionary encoded), floats are
 byte-stream-split, all is zstd. Every file carries the key ``attngraph`` in its Parquet metadata: JSON with
 the schema's version, the table's name and what its columns mean. Versions follow GeoParquet's rules: readers
-ignore fields they don't know; a new optional column or field is a new minor version, anything that changes
+ignore fields they don't know; a new table, optional column or field is a new minor version, anything that changes
 the meaning of an old one is a new major version.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
 FORMAT = "attngraph-run"
 METADATA_KEY = b"attngraph"
 ROW_GROUP_LIMIT = 64 * 1024 * 1024
@@ -58,12 +58,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a run: its columns, and the columns by which its rows are sorted (nulls last)."""
+    """One table of a run: its columns, the columns by which its rows are sorted (nulls last), and the schema version
+    that brought it.
+    """
 
     name: str
     description: str
     columns: tuple[Column, ...]
     sort: tuple[str, ...]
+    since: str = "1.0.0"
 
     @property
     def file(self) -> str:
@@ -117,6 +120,14 @@ _LAYER = Column("layer", pa.uint16(), "Layer, 0 to L-1; it moves information fro
 _HEAD = Column("head", pa.uint16(), "Attention head, 0 to H-1.")
 _KEY_BLOCK = Column("key_block", pa.uint32(), "Block that is attended to.")
 _QUERY_BLOCK = Column("query_block", pa.uint32(), "Block that attends.")
+_TARGET = Column("target", pa.uint32(), "Token position of the target.")
+_KEPT = Column("kept", pa.uint16(), "Number of kept key blocks.")
+_KEPT_MASS = Column(
+    "kept_mass",
+    pa.float32(),
+    "Share of the dense softmax on the kept key blocks, exact; null where not audited.",
+    nullable=True,
+)
 _MASS = Column(
     "mass",
     pa.float32(),
@@ -139,14 +150,7 @@ EDGES = Table(
 TARGET_EDGES = Table(
     "target_edges",
     "The kept key blocks of single query tokens, the targets.",
-    (
-        _LAYER,
-        _HEAD,
-        Column("target", pa.uint32(), "Token position of the target."),
-        _KEY_BLOCK,
-        _MASS,
-        _CONTRIBUTION,
-    ),
+    (_LAYER, _HEAD, _TARGET, _KEY_BLOCK, _MASS, _CONTRIBUTION),
     ("layer", "target", "head", "key_block"),
 )
 ROWS = Table(
@@ -156,13 +160,8 @@ ROWS = Table(
         _LAYER,
         _HEAD,
         _QUERY_BLOCK,
-        Column("kept", pa.uint16(), "Number of kept key blocks."),
-        Column(
-            "kept_mass",
-            pa.float32(),
-            "Share of the dense softmax on the kept key blocks, exact; null where not audited.",
-            nullable=True,
-        ),
+        _KEPT,
+        _KEPT_MASS,
         Column(
             "kept_mass_estimate",
             pa.float32(),
@@ -171,6 +170,13 @@ ROWS = Table(
         ),
     ),
     ("layer", "query_block", "head"),
+)
+TARGET_ROWS = Table(
+    "target_rows",
+    "What was kept for every target of every head.",
+    (_LAYER, _HEAD, _TARGET, _KEPT, _KEPT_MASS),
+    ("layer", "target", "head"),
+    since="1.1.0",
 )
 SHARES = Table(
     "shares",
@@ -233,5 +239,14 @@ SPANS = Table(
 )
 
 TABLES: dict[str, Table] = {
-    table.name: table for table in (EDGES, TARGET_EDGES, ROWS, SHARES, SPAN_EDGES, TOKENS, BLOCKS, SPANS)
+    table.name: table for table in (EDGES, TARGET_EDGES, ROWS, TARGET_ROWS, SHARES, SPAN_EDGES, TOKENS, BLOCKS, SPANS)
 }
+
+
+def tables_of(version: str) -> dict[str, Table]:
+    """The tables of a run that was written with schema `version`: those that came later are missing from it."""
+    return {name: table for name, table in TABLES.items() if _numbers(table.since) <= _numbers(version)}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

@@ -181,7 +181,7 @@ class RunWriter:
 
     def _check_complete(self, manifest: Manifest) -> None:
         layers = list(range(manifest.model.layers))
-        for name in (*_EVERY_LAYER, *(["target_edges"] if manifest.prompt.targets else [])):
+        for name in (*_EVERY_LAYER, *(("target_edges", "target_rows") if manifest.prompt.targets else ())):
             written = self._tables[name].layers if name in self._tables else []
             if written != layers:
                 raise StoreError(

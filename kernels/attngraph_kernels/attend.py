@@ -35,7 +35,8 @@ class Attended(NamedTuple):
     """What `attend` returns.
 
     `output` [H, T, d_v]; `log_sum_exp` [H, T] over the kept keys; `edges` with one row per query block; `targets` with
-    one row per target token; `kept_mass` [H, nq] (NaN where not known); `span_mass` and `span_contribution`
+    one row per target token; `kept_mass` [H, nq], the exact share of the dense attention mass that each query block
+    keeps, NaN where not audited; `target_kept_mass` [H, targets], never NaN; `span_mass` and `span_contribution`
     [H, spans, spans] (query span, key span).
     """
 
@@ -44,6 +45,7 @@ class Attended(NamedTuple):
     edges: Edges
     targets: Edges
     kept_mass: Tensor
+    target_kept_mass: Tensor
     span_mass: Tensor
     span_contribution: Tensor
 
@@ -73,6 +75,7 @@ def attend(
     value_norm: Tensor | None = None,
     targets: Sequence[int] = (),
     spans: Sequence[tuple[int, int]] = (),
+    dense_log_sum_exp: Tensor | None = None,
 ) -> Attended:
     """Select and attend, chunk by chunk, reusing the selector's scores.
 
@@ -88,14 +91,30 @@ def attend(
         Token positions whose rows are kept at token grain.
     spans
         Half-open token ranges whose pairwise sums are wanted.
+    dense_log_sum_exp
+        [H, T] over all visible keys, from `audit.dense_attention`: audits every query block. Without it `kept_mass` is
+        known where the selector has scored every visible key.
     """
     groups = len(k)
     norms = v.new_ones(q.shape[:2]) if value_norm is None else value_norm
+    dense = [None] * groups if dense_log_sum_exp is None else dense_log_sum_exp.chunk(groups)
     parts = [
         _attend_group(*tensors, grid, selector, targets, spans)
-        for tensors in zip((q * scale).chunk(groups), k, v, norms.chunk(groups), strict=True)
+        for tensors in zip((q * scale).chunk(groups), k, v, norms.chunk(groups), dense, strict=True)
     ]
     return _joined(parts)
+
+
+def kept_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
+    """The share of the dense mass that each query block keeps, exp(kept - dense), mean over its rows: [H, nq].
+
+    Parameters
+    ----------
+    kept, dense
+        [H, T], log-sum-exp of each row's scores over the kept keys, and over all visible keys.
+    """
+    share = into_blocks((kept - dense).exp().clamp_max(1).unsqueeze(-1), grid.size).squeeze(-1).sum(dim=-1)
+    return share / torch.tensor([grid.rows(block) for block in range(grid.count)], device=kept.device)
 
 
 def _joined(parts: list[Attended]) -> Attended:
@@ -116,6 +135,7 @@ def _attend_group(
     k: Tensor,
     v: Tensor,
     norms: Tensor,
+    dense: Tensor | None,
     grid: BlockGrid,
     selector: Selector,
     targets: Sequence[int],
@@ -128,6 +148,8 @@ def _attend_group(
     output, log_sum_exp, mass, contribution, blocks, kept_mass = (
         torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)
     )
+    if dense is not None:
+        kept_mass = kept_share(log_sum_exp[:, : grid.tokens], dense, grid)
     at = torch.tensor(targets, dtype=torch.int64, device=v.device)
     rows = _attend_rows(q, k, values, lengths, grid, at, min(selector.budget, grid.count))
     output[:, at] = rows.output
@@ -138,6 +160,7 @@ def _attend_group(
         edges=Edges(blocks, mass, contribution),
         targets=rows.edges,
         kept_mass=kept_mass,
+        target_kept_mass=rows.kept_mass,
         span_mass=sums.mass(),
         span_contribution=sums.contribution(),
     )
@@ -178,10 +201,11 @@ class _Chunk(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Output [P, R, d_v], log-sum-exp [P, R] and edges of single query rows."""
+    """Output [P, R, d_v], log-sum-exp and kept mass [P, R], and edges of single query rows."""
 
     output: Tensor
     log_sum_exp: Tensor
+    kept_mass: Tensor
     edges: Edges
 
 
@@ -189,13 +213,13 @@ def _attend_rows(
     q: Tensor, k: Tensor, values: Tensor, lengths: Tensor, grid: BlockGrid, at: Tensor, budget: int
 ) -> _Rows:
     """Attention of the target rows, each over the blocks that it alone would keep."""
-    blocks, scores = choose_rows(q, k, grid, at, budget)
+    blocks, scores, kept_mass = choose_rows(q, k, grid, at, budget)
     index = blocks.clamp_min(0)
     total = scores.flatten(2).logsumexp(dim=-1)
     weights = (scores - total[..., None, None]).exp()
     length = torch.stack([head[kept] for head, kept in zip(lengths, index, strict=True)])
     output = torch.einsum("prks,prksd->prd", weights, values[index])
-    return _Rows(output, total, _edges(blocks, weights, length))
+    return _Rows(output, total, kept_mass, _edges(blocks, weights, length))
 
 
 def _edges(blocks: Tensor, share: Tensor, length: Tensor) -> Edges:

@@ -62,7 +62,7 @@ def choose_dense(queries: Tensor, keys: Tensor, grid: BlockGrid, start: int, sto
     return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, complete=True)
 
 
-def choose_rows(q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def choose_rows(q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
     """The blocks with the most true mass for single query rows, each with a budget of its own; O(T) each.
 
     Parameters
@@ -76,9 +76,9 @@ def choose_rows(q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int) 
 
     Returns
     -------
-    tuple[Tensor, Tensor]
+    tuple[Tensor, Tensor, Tensor]
         Blocks [P, R, budget], ascending, -1 (first) where fewer are visible; scores [P, R, budget, size], -inf where
-        a key is not visible.
+        a key is not visible; the kept share [P, R] of the dense attention mass, exact.
     """
     heads, rows = len(q), len(at)
     reached = torch.arange(grid.count * grid.size, device=k.device)
@@ -91,7 +91,8 @@ def choose_rows(q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int) 
     blocks = blocks.masked_fill((blocks < earliest[:, None]) | (blocks > own[:, None]), -1)
     kept, slots = most_mass(mass, blocks, own, grid, budget)
     scores = scores.view(heads, rows, grid.count, grid.size)
-    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size))
+    total = mass.gather(-1, slots).sum(dim=-1)
+    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size)), total
 
 
 def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: int, *, complete: bool) -> Chosen:

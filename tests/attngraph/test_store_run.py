@@ -47,12 +47,13 @@ def test_a_committed_run_opens_unchanged(run, verify):
 def test_every_table_has_its_documented_columns(run):
     edge = {"layer": pl.UInt16, "head": pl.UInt16}
     weights = {"mass": pl.Float32, "contribution": pl.Float32}
-    kept = {"kept": pl.UInt16, "kept_mass": pl.Float32, "kept_mass_estimate": pl.Float32}
+    kept = {"kept": pl.UInt16, "kept_mass": pl.Float32}
     node = {"layer": pl.UInt16, "block": pl.UInt32, "position": pl.UInt32}
     expected = {
         "edges": {**edge, "query_block": pl.UInt32, "key_block": pl.UInt32, **weights},
         "target_edges": {**edge, "target": pl.UInt32, "key_block": pl.UInt32, **weights},
-        "rows": {**edge, "query_block": pl.UInt32, **kept},
+        "rows": {**edge, "query_block": pl.UInt32, **kept, "kept_mass_estimate": pl.Float32},
+        "target_rows": {**edge, "target": pl.UInt32, **kept},
         "shares": {**node, "residual": pl.Float32, "attention": pl.Float32, "mlp": pl.Float32},
         "span_edges": {**edge, "query_span": pl.UInt32, "key_span": pl.UInt32, **weights},
         "tokens": {"position": pl.UInt32, "token_id": pl.UInt32, "block": pl.UInt32, "text": pl.String},
@@ -227,7 +228,7 @@ def test_versions_are_compatible_within_a_major_one(copy, run):
     edit_manifest(copy, schema_version="1.9.0", something_new={"a": 1})
     assert open_run(copy, verify="full").manifest.cost == run.cost
     edit_manifest(copy, schema_version="2.0.0", format="attngraph-run")
-    with pytest.raises(StoreError, match=r"schema version 2\.0\.0, this attngraph reads 1\.0\.0: update attngraph"):
+    with pytest.raises(StoreError, match=r"schema version 2\.0\.0, this attngraph reads 1\.1\.0: update attngraph"):
         open_run(copy)
 
 

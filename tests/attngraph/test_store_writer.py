@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from attngraph.errors import AttngraphError, StoreError
-from attngraph.store import TABLES, RunWriter, open_store, verify_run
+from attngraph.store import SCHEMA_VERSION, TABLES, RunWriter, open_store, verify_run
 from attngraph.store.partial import claim, remove_abandoned
 from attngraph.testing import write_random_run
 
@@ -69,7 +69,7 @@ def test_columns_are_encoded_as_documented(run):
 def test_files_describe_themselves(run):
     for table in TABLES.values():
         document = json.loads(pq.read_schema(run.path / table.file).metadata[b"attngraph"])
-        assert document["version"] == "1.0.0"
+        assert document["version"] == SCHEMA_VERSION
         assert document["table"] == table.name
         assert set(document["columns"]) == {column.name for column in table.columns}
     assert json.loads(pl.read_parquet_metadata(run.path / "edges.parquet")["attngraph"])["table"] == "edges"
