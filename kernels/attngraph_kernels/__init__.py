@@ -4,25 +4,31 @@ Ground floor of attngraph: it knows nothing of models, files or graphs.
 """
 
 from attngraph_kernels.attend import Attended, Edges, attend, value_norms
+from attngraph_kernels.audit import DenseAttention, dense_attention
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen
 from attngraph_kernels.coreset import Coreset, coreset
 from attngraph_kernels.pyramid import Pyramid, pyramid
 from attngraph_kernels.select import BlockSelection, Exact, Selector, Stream, select
+from attngraph_kernels.softmax import PLAIN, Softmax
 
 __all__ = [
+    "PLAIN",
     "Attended",
     "BlockGrid",
     "BlockSelection",
     "Chosen",
     "Coreset",
+    "DenseAttention",
     "Edges",
     "Exact",
     "Pyramid",
     "Selector",
+    "Softmax",
     "Stream",
     "attend",
     "coreset",
+    "dense_attention",
     "into_blocks",
     "pyramid",
     "select",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attngraph_kernels import BlockGrid
+from attngraph_kernels import PLAIN, BlockGrid, Softmax
 
 
 class Dense(NamedTuple):
@@ -33,14 +33,24 @@ def mask(grid: BlockGrid) -> Tensor:
 
 
 def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, grid: BlockGrid, scale: float, kept: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: BlockGrid,
+    scale: float,
+    kept: Tensor | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Dense:
-    """Attention over the visible keys, or over those of them that `kept` [H, T, T] allows."""
+    """Attention over the visible keys, or over those of them that `kept` [H, T, T] allows, and the heads' sinks."""
     repeat = len(q) // len(k)
     scores = scale * q @ k.repeat_interleave(repeat, 0).transpose(1, 2)
+    if softmax.softcap is not None:
+        scores = softmax.softcap * torch.tanh(scores / softmax.softcap)
     seen = mask(grid) if kept is None else mask(grid) & kept
     scores = scores.masked_fill(~seen, -torch.inf)
-    probability = scores.softmax(dim=-1)
+    sinks = torch.full((len(q),), -torch.inf) if softmax.sinks is None else softmax.sinks
+    scores = torch.cat([scores, sinks[:, None, None].expand(-1, grid.tokens, 1)], dim=-1)
+    probability = scores.softmax(dim=-1)[..., :-1]
     return Dense(probability @ v.repeat_interleave(repeat, 0), scores.logsumexp(dim=-1), probability)
 
 
@@ -73,3 +83,18 @@ def spread_over_blocks(blocks: Tensor, weight: Tensor, count: int) -> Tensor:
     """Edge weights [H, rows, budget] as a dense [H, rows, count]."""
     dense = torch.zeros(*blocks.shape[:2], count)
     return dense.scatter_add_(2, blocks.clamp_min(0), weight * (blocks >= 0))
+
+
+class PeakElements(torch.utils._python_dispatch.TorchDispatchMode):
+    """The largest tensor that any operation returns, in elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result

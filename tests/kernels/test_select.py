@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attngraph_kernels import BlockGrid, Exact, Stream, select
-from tests.kernels.reference import block_mass, dense_attention, random_attention
+from tests.kernels.reference import PeakElements, block_mass, dense_attention, random_attention
 
 
 @st.composite
@@ -161,18 +161,3 @@ def test_memory_grows_linearly():
         return seen.largest
 
     assert peak(16_384) <= 4.5 * peak(4_096)
-
-
-class PeakElements(torch.utils._python_dispatch.TorchDispatchMode):
-    """The largest tensor that any operation returns, in elements."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return result
