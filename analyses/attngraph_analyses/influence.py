@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 
 from attngraph.errors import GraphError, UnknownNodeError
-from attngraph.graph import AttentionGraph, Policy, backward, spans_by_block, target_state
+from attngraph.graph import AttentionGraph, Policy, backward, completeness, spans_by_block, target_state
+from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 
 
@@ -45,7 +46,9 @@ class Influence:
     policy
         How edges became probabilities.
     completeness
-        Share of the attention that the graph holds; None if it wasn't audited.
+        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
+    completeness_source
+        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
     """
 
     target: str
@@ -58,6 +61,7 @@ class Influence:
     block_size: int
     policy: Policy
     completeness: float | None = None
+    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per block: block, influence, null, excess, rank, spans."""
@@ -136,6 +140,7 @@ def influence(graph: AttentionGraph, target: str = "output") -> Influence:
     excess[reached] = found[reached] * np.log(found[reached] / null[reached])
     rank = np.empty(graph.blocks, np.int64)
     rank[np.argsort(-excess, kind="stable")] = np.arange(graph.blocks)
+    complete = completeness(graph, target)
     return Influence(
         target=target,
         block=np.arange(graph.blocks),
@@ -146,6 +151,8 @@ def influence(graph: AttentionGraph, target: str = "output") -> Influence:
         spans=spans_by_block(graph),
         block_size=graph.block_size,
         policy=graph.policy,
+        completeness=complete.share,
+        completeness_source=complete.source,
     )
 
 

@@ -20,7 +20,17 @@ import networkx as nx
 import polars as pl
 
 from attngraph.errors import ConfigError
-from attngraph.graph import AttentionGraph, Paths, Policy, best_paths, no_route, source_state, target_state
+from attngraph.graph import (
+    AttentionGraph,
+    Paths,
+    Policy,
+    best_paths,
+    completeness,
+    no_route,
+    source_state,
+    target_state,
+)
+from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.interop import RESIDUAL, NodeLabel, node_label
 from attngraph.graph.paths import STAY
 
@@ -64,7 +74,9 @@ class Routes:
     policy
         How edges became probabilities.
     completeness
-        Share of the attention that the graph holds; None if it wasn't audited.
+        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
+    completeness_source
+        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
     """
 
     source: str
@@ -74,6 +86,7 @@ class Routes:
     block_size: int
     policy: Policy
     completeness: float | None = None
+    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per hop: route, route_weight, hop, layer, head, key_block, query_block, target, weight.
@@ -91,7 +104,8 @@ class Routes:
         return pl.DataFrame(rows, schema=schema, orient="row")
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON: source, target, policy, block_size, routes, completeness.
+        """The result as plain values for JSON: source, target, policy, block_size, routes, completeness, and
+        its source.
 
         Every route is its weight and its hops, every hop a dictionary of its fields.
         """
@@ -104,6 +118,7 @@ class Routes:
                 {"weight": route.weight, "hops": [hop._asdict() for hop in route.hops]} for route in self.routes
             ],
             "completeness": self.completeness,
+            "completeness_source": self.completeness_source,
         }
 
     def to_networkx(self) -> nx.MultiDiGraph:
@@ -148,6 +163,7 @@ def routes(graph: AttentionGraph, source: str, target: str = "output", k: int = 
     paths = best_paths(graph, source_state(graph, source), target_state(graph, target), k)
     if not len(paths.weight):
         raise no_route(graph, source, target)
+    complete = completeness(graph, target)
     return Routes(
         source=source,
         target=target,
@@ -155,6 +171,8 @@ def routes(graph: AttentionGraph, source: str, target: str = "output", k: int = 
         layers=graph.layers,
         block_size=graph.block_size,
         policy=graph.policy,
+        completeness=complete.share,
+        completeness_source=complete.source,
     )
 
 

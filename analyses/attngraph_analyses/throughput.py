@@ -22,11 +22,13 @@ from attngraph.graph import (
     AttentionGraph,
     LayerTransition,
     Policy,
+    completeness,
     forward,
     no_route,
     source_state,
     target_state,
 )
+from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 
 
@@ -56,7 +58,9 @@ class Throughput:
     policy
         How edges became probabilities.
     completeness
-        Share of the attention that the graph holds; None if it wasn't audited.
+        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
+    completeness_source
+        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
     """
 
     source: str
@@ -74,6 +78,7 @@ class Throughput:
     block_size: int
     policy: Policy
     completeness: float | None = None
+    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per edge, best first: layer, head, key_block, query_block, target, throughput.
@@ -153,6 +158,7 @@ def throughput(graph: AttentionGraph, source: str, target: str = "output", *, to
     # Layers ascend here and sorting is stable, so edges of equal throughput keep the order of the run.
     layers, heads, key_blocks, queries, shares = map(np.concatenate, zip(*reversed(parts), strict=True))
     order = np.argsort(-shares, kind="stable")[:top]
+    complete = completeness(graph, target)
     return Throughput(
         source=source,
         target=target,
@@ -168,6 +174,8 @@ def throughput(graph: AttentionGraph, source: str, target: str = "output", *, to
         node_target=tuple(graph.node_targets()),
         block_size=graph.block_size,
         policy=graph.policy,
+        completeness=complete.share,
+        completeness_source=complete.source,
     )
 
 

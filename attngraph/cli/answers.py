@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.table import Table
 
@@ -13,16 +13,33 @@ from attngraph.cli.output import print_json, print_screen
 
 if TYPE_CHECKING:
     from attngraph.graph import Policy
+    from attngraph.graph.audit import CompletenessSource
 
 
-def document_of(run: Path, target: str, policy: Policy, block_size: int, completeness: float | None) -> dict[str, Any]:
+class Answer(Protocol):
+    """The fields that every result of an analysis has."""
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def completeness(self) -> float | None: ...
+    @property
+    def completeness_source(self) -> CompletenessSource | None: ...
+
+
+def document_of(run: Path, found: Answer) -> dict[str, Any]:
     """What every answer says of the graph that it was asked of."""
     return {
         "run": str(run),
-        "target": target,
-        "policy": asdict(policy),
-        "block_size": block_size,
-        "completeness": completeness,
+        "target": found.target,
+        "policy": asdict(found.policy),
+        "block_size": found.block_size,
+        "completeness": found.completeness,
+        "completeness_source": found.completeness_source,
     }
 
 
@@ -35,9 +52,17 @@ def show(document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table
 
 
 def policy_line(document: Mapping[str, Any]) -> str:
-    """How a graph's edges became probabilities, for the foot of a table."""
+    """How a graph's edges became probabilities, and how much of the target's walk they hold, for the foot of a table."""
     policy = document["policy"]
-    return f"{policy['weight']} weights, residual {policy['residual']}, blocks of {document['block_size']} tokens"
+    weights = f"{policy['weight']} weights, residual {policy['residual']}, blocks of {document['block_size']} tokens"
+    return f"{weights}, {completeness_line(document)}"
+
+
+def completeness_line(document: Mapping[str, Any]) -> str:
+    """The share of the walk that the recorded edges hold, and how it is known."""
+    if document["completeness"] is None:
+        return "dropped attention not audited"
+    return f"completeness {document['completeness']:.3f} ({document['completeness_source']})"
 
 
 def end_of(edge: Mapping[str, Any]) -> str:

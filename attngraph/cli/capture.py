@@ -42,13 +42,17 @@ def capture(
         int, typer.Option(help="Next tokens compared with the dense model; 0 skips the comparison.")
     ] = 2,
     selector: Annotated[str, typer.Option(help="stream, or exact (true block masses, slow).")] = "stream",
+    audit: Annotated[
+        str,
+        typer.Option(help="Rows whose dropped attention is measured: none, targets, or full (a dense pass per layer)."),
+    ] = "targets",
     json: Json = False,
 ) -> None:
     """Run a model on a prompt, pruned, and commit the run to a store.
 
     Example: attngraph capture --model smollm2-135m --task needle --length 4096 --store runs
     """
-    config = config_of(block_size, budget, n_match, selector)
+    config = config_of(block_size, budget, n_match, selector, audit)
     if [task, prompt, text].count(None) != 2:
         raise ConfigError("Give exactly one of --task needle, --prompt FILE.json and --text FILE.txt.")
     if task is not None:

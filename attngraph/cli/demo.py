@@ -89,7 +89,7 @@ def demo_document(lm: LanguageModel, run: Run, k: int) -> dict[str, Any]:
             "rank_sink_kept": needle_rank(graph),
             "strongest_edge": strongest_edge(run, blocks),
         },
-        **{name: routes[name] for name in ("routes", "completeness", "policy", "source", "target")},
+        **{name: value for name, value in routes.items() if name != "block_size"},
         "run": str(run.path),
     }
 

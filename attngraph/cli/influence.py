@@ -39,7 +39,7 @@ def influence(
     """
     found = ag.influence(graph_of(run, weight, residual, heads, sink), target)
     document = {
-        **document_of(run, found.target, found.policy, found.block_size, found.completeness),
+        **document_of(run, found),
         "blocks": found.to_polars().to_dicts(),
     }
     show(document, _table, json)

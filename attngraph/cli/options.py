@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 import attngraph as ag
-from attngraph.config import Selector, StreamConfig
+from attngraph.config import Audit, Selector, StreamConfig
 from attngraph.errors import ConfigError
 
 if TYPE_CHECKING:  # at run time the graph's libraries would slow `attngraph --help` down
@@ -38,10 +38,16 @@ HeadsPolicy = Annotated[str, typer.Option("--heads", help="Parallel heads: sum, 
 SinkPolicy = Annotated[str, typer.Option("--sink", help="Edges from block 0: keep or exclude.")]
 
 
-def config_of(block_size: int, budget: str, n_match: int = 2, selector: str = "stream") -> StreamConfig:
+def config_of(
+    block_size: int, budget: str, n_match: int = 2, selector: str = "stream", audit: str = "targets"
+) -> StreamConfig:
     """The capture's settings from what was typed."""
     return StreamConfig(
-        block_size=block_size, budget=budget_of(budget), n_match=n_match, selector=cast(Selector, selector)
+        block_size=block_size,
+        budget=budget_of(budget),
+        n_match=n_match,
+        selector=cast(Selector, selector),
+        audit=cast(Audit, audit),
     )
 
 

@@ -40,7 +40,7 @@ def throughput(
     """
     found = ag.throughput(graph_of(run, weight, residual, heads, sink), source, target, top=top)
     document = {
-        **document_of(run, found.target, found.policy, found.block_size, found.completeness),
+        **document_of(run, found),
         "source": found.source,
         "total": found.total,
         "edges": found.to_polars().to_dicts(),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from attngraph.graph.algebra import backward, best_log_weights, forward
+from attngraph.graph.audit import Completeness, KeptTransition, completeness
 from attngraph.graph.endpoints import blocks_of, no_route, source_state, spans_by_block, target_state
 from attngraph.graph.layered import AttentionGraph
 from attngraph.graph.paths import Paths, best_paths
-from attngraph.graph.source import ArraySource, LayerArrays, LayerSource
+from attngraph.graph.source import ArraySource, KeptMass, LayerArrays, LayerSource
 from attngraph.graph.transition import LayerTransition, Policy
 
 __all__ = [
     "ArraySource",
     "AttentionGraph",
+    "Completeness",
+    "KeptMass",
+    "KeptTransition",
     "LayerArrays",
     "LayerSource",
     "LayerTransition",
@@ -21,6 +25,7 @@ __all__ = [
     "best_log_weights",
     "best_paths",
     "blocks_of",
+    "completeness",
     "forward",
     "no_route",
     "source_state",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from attngraph.graph.audit import KeptTransition, kept_transition
 from attngraph.graph.source import IntArray, LayerArrays, LayerSource, SpanRanges, check_source
 from attngraph.graph.transition import (
     Heads,
@@ -132,6 +133,16 @@ class AttentionGraph:
             missing.
         """
         return layer_transition(self._source, self._policy, layer)
+
+    def kept_transition(self, layer: int) -> KeptTransition | None:
+        """Layer `layer` with the dense attention that was dropped; None if nothing is known of it.
+
+        Raises
+        ------
+        GraphError
+            As `transition`; also if the kept masses don't fit the graph.
+        """
+        return kept_transition(self._source, self._policy, layer)
 
     def uniform(self) -> AttentionGraph:
         """The null of this graph: the same edges and residual shares, the same weight on every edge."""

@@ -55,6 +55,25 @@ class LayerArrays:
     target_residual: AnyFloats | None
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeptMass:
+    """How much of its dense attention each row of a layer keeps, from 0 to 1; NaN where that isn't known.
+
+    Parameters
+    ----------
+    blocks
+        ``[heads, blocks]``: audited, that is exact.
+    estimate
+        ``[heads, blocks]``: the search's estimate.
+    targets
+        ``[heads, targets]``: audited.
+    """
+
+    blocks: AnyFloats
+    estimate: AnyFloats
+    targets: AnyFloats
+
+
 class LayerSource(Protocol):
     """What a graph needs to know of a run; `spans` maps a name to its half-open token ranges."""
 
@@ -73,6 +92,7 @@ class LayerSource(Protocol):
     @property
     def spans(self) -> SpanRanges: ...
     def layer(self, layer: int) -> LayerArrays: ...
+    def kept_mass(self, layer: int) -> KeptMass | None: ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,6 +111,8 @@ class ArraySource:
         Token positions of the targets.
     spans
         Half-open token ranges by name.
+    kept
+        One `KeptMass` per layer, if known.
 
     Examples
     --------
@@ -115,6 +137,7 @@ class ArraySource:
     block_size: int
     targets: tuple[int, ...] = ()
     spans: SpanRanges = field(default_factory=dict)
+    kept: Sequence[KeptMass] | None = None
 
     @property
     def layers(self) -> int:
@@ -126,6 +149,9 @@ class ArraySource:
 
     def layer(self, layer: int) -> LayerArrays:
         return self.arrays[layer]
+
+    def kept_mass(self, layer: int) -> KeptMass | None:
+        return None if self.kept is None else self.kept[layer]
 
 
 def check_source(source: LayerSource) -> None:
@@ -179,6 +205,24 @@ def check_layer(arrays: LayerArrays, source: LayerSource, layer: int) -> None:
          "target_key_block": (arrays.target_key_block, source.blocks)},
         {"target_mass": arrays.target_mass, "target_contribution": arrays.target_contribution},
     )  # fmt: skip
+
+
+def check_kept_mass(kept: KeptMass, source: LayerSource, layer: int) -> None:
+    """Refuse kept masses that don't fit the source.
+
+    Raises
+    ------
+    GraphError
+        Naming the layer, and the shape or the first bad value.
+    """
+    rows = {"blocks": source.blocks, "estimate": source.blocks, "targets": len(source.targets)}
+    for name, size in rows.items():
+        value = getattr(kept, name)
+        if value.shape != (source.heads, size):
+            raise GraphError(f"Layer {layer} has kept masses ({name}) of shape {value.shape}, not {source.heads, size}.")
+        bad = (value < 0) | (value > 1)
+        if bad.any():
+            raise GraphError(f"Layer {layer} has the kept mass {value[bad][0]} ({name}); kept masses are from 0 to 1.")
 
 
 def _check_columns(

@@ -16,9 +16,10 @@ and counts to its block.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 from scipy import sparse
 
 from attngraph.errors import ConfigError, GraphError
@@ -107,6 +108,25 @@ class LayerTransition:
         return sparse.coo_array((values, (rows, columns)), shape=(len(nodes), len(nodes))).tocsr()
 
 
+class Recorded(NamedTuple):
+    """A layer's recorded edges, targets after blocks, and which of them a policy lets through.
+
+    `query` is a node (see above); `weight` is the policy's; `admitted` [edges] is False for edges from an excluded sink;
+    `kept` are the indices, ascending, of the edges that the policy keeps; `residual` [nodes] is λ, 1 where no weight is
+    left on the row.
+    """
+
+    head: IntArray
+    query: IntArray
+    key_block: IntArray
+    mass: AnyFloats
+    contribution: AnyFloats
+    weight: FloatArray
+    admitted: npt.NDArray[np.bool_]
+    kept: IntArray
+    residual: FloatArray
+
+
 def layer_transition(source: LayerSource, policy: Policy, layer: int) -> LayerTransition:
     """Read one layer and normalise its weights by a policy.
 
@@ -115,6 +135,24 @@ def layer_transition(source: LayerSource, policy: Policy, layer: int) -> LayerTr
     GraphError
         If the layer doesn't exist, its arrays are out of range, or measured shares are wanted and missing.
     """
+    recorded = read_layer(source, policy, layer)
+    kept, stay = recorded.kept, recorded.residual
+    query, weight = recorded.query[kept], recorded.weight[kept]
+    total = np.bincount(query, weight, minlength=len(stay))
+    return LayerTransition(
+        layer=layer,
+        head=recorded.head[kept],
+        query=query,
+        key_block=recorded.key_block[kept],
+        mass=recorded.mass[kept],
+        contribution=recorded.contribution[kept],
+        probability=(1.0 - stay)[query] * weight / np.where(total > 0, total, 1.0)[query],
+        stay=stay,
+    )
+
+
+def read_layer(source: LayerSource, policy: Policy, layer: int) -> Recorded:
+    """Read one layer, weigh its edges and choose among them by a policy; raises as `layer_transition`."""
     if not 0 <= layer < source.layers:
         raise GraphError(f"layer={layer} is outside this graph's layers 0 to {source.layers - 1}.")
     arrays = source.layer(layer)
@@ -127,26 +165,15 @@ def layer_transition(source: LayerSource, policy: Policy, layer: int) -> LayerTr
     contribution = np.concatenate([arrays.contribution, arrays.target_contribution])
     weight = _weights(policy.weight, mass, contribution)
 
-    kept = np.arange(len(weight))
+    admitted = np.ones(len(weight), bool)
     if policy.sink == "exclude":
-        kept = kept[(key_block != 0) | (node_blocks[query] == 0)]
+        admitted = (key_block != 0) | (node_blocks[query] == 0)
+    kept = np.flatnonzero(admitted)
     if policy.heads == "max":
         kept = kept[_strongest_head(query[kept], key_block[kept], head[kept], weight[kept])]
-    query, weight = query[kept], weight[kept]
-
-    total = np.bincount(query, weight, minlength=len(node_blocks))
-    stay = np.where(total > 0, _residual_shares(arrays, source, policy.residual, layer), 1.0)
-    probability = (1.0 - stay)[query] * weight / np.where(total > 0, total, 1.0)[query]
-    return LayerTransition(
-        layer=layer,
-        head=head[kept],
-        query=query,
-        key_block=key_block[kept],
-        mass=mass[kept],
-        contribution=contribution[kept],
-        probability=probability,
-        stay=stay,
-    )
+    total = np.bincount(query[kept], weight[kept], minlength=len(node_blocks))
+    residual = np.where(total > 0, _residual_shares(arrays, source, policy.residual, layer), 1.0)
+    return Recorded(head, query, key_block, mass, contribution, weight, admitted, kept, residual)
 
 
 def _weights(weight: Weight, mass: AnyFloats, contribution: AnyFloats) -> FloatArray:

@@ -16,7 +16,7 @@ from attngraph.errors import IntegrityError, StoreError
 from attngraph.store.schema import TABLES, Table
 
 if TYPE_CHECKING:
-    from attngraph.graph.source import LayerArrays
+    from attngraph.graph.source import KeptMass, LayerArrays
     from attngraph.store.manifest import Manifest
 
 
@@ -100,6 +100,8 @@ class RunLayers:
         self._edges = LayerTable(folder, TABLES["edges"])
         self._target_edges = LayerTable(folder, TABLES["target_edges"])
         self._shares = LayerTable(folder, TABLES["shares"])
+        self._rows = LayerTable(folder, TABLES["rows"])
+        self._target_rows = LayerTable(folder, TABLES["target_rows"])
 
     @property
     def layers(self) -> int:
@@ -151,8 +153,7 @@ class RunLayers:
         """
         from attngraph.graph.source import LayerArrays
 
-        if not 0 <= layer < self.layers:
-            raise StoreError(f"Layer {layer} is outside the run's layers 0 to {self.layers - 1}.")
+        self._check(layer)
         edges = self._edges.read(layer)
         target_edges = self._target_edges.read(layer)
         residual, target_residual = self._residual(layer)
@@ -170,6 +171,41 @@ class RunLayers:
             residual=residual,
             target_residual=target_residual,
         )
+
+    def kept_mass(self, layer: int) -> KeptMass | None:
+        """How much of the dense attention a layer's rows keep; None for a run written before targets were audited.
+
+        Raises
+        ------
+        StoreError
+            If there is no such layer.
+        IntegrityError
+            If a file can't be read, or names unknown blocks, heads or targets.
+        """
+        from attngraph.graph.source import KeptMass
+
+        self._check(layer)
+        if self._target_rows.table.name not in self._manifest.tables:
+            return None
+        rows, target_rows = self._rows.read(layer), self._target_rows.read(layer)
+        block = _index_in(np.arange(self.blocks), rows["query_block"], self._rows.path)
+        target = _index_in(np.asarray(self.targets, dtype=np.int64), target_rows["target"], self._target_rows.path)
+        return KeptMass(
+            blocks=self._by_head(rows, "kept_mass", block, self.blocks),
+            estimate=self._by_head(rows, "kept_mass_estimate", block, self.blocks),
+            targets=self._by_head(target_rows, "kept_mass", target, len(self.targets)),
+        )
+
+    def _by_head(
+        self, columns: Mapping[str, npt.NDArray[Any]], name: str, index: npt.NDArray[np.int64], size: int
+    ) -> npt.NDArray[np.float32]:
+        found = np.full((self.heads, size), np.nan, dtype=np.float32)
+        found[columns["head"], index] = np.clip(columns[name], 0, 1)  # the last bit of a sum may be above 1
+        return found
+
+    def _check(self, layer: int) -> None:
+        if not 0 <= layer < self.layers:
+            raise StoreError(f"Layer {layer} is outside the run's layers 0 to {self.layers - 1}.")
 
     def _residual(self, layer: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         shares = self._shares.read(layer)

@@ -37,7 +37,8 @@ def test_json_is_the_routes_of_the_library(run: Run):
     assert document == {"run": str(run.path), **ag.routes(run.graph(), "needle", "output", 4).to_dict()}
     assert len(document["routes"]) == 4
     assert {"layer", "head", "key_block", "query_block", "target", "weight"} == set(document["routes"][0]["hops"][0])
-    assert document["completeness"] is None
+    assert 0 < document["completeness"] < 1
+    assert document["completeness_source"] == "estimated"
 
 
 def test_policies_reach_the_graph(run: Run):
@@ -56,6 +57,7 @@ def test_the_table_shows_every_route(run: Run):
         assert f"{route.weight:.3g}" in text
         assert f"—{route.hops[0].layer}.{route.hops[0].head}→" in text
     assert f"token {run.manifest.prompt.targets[-1]}" in text
+    assert f"completeness {found.completeness:.3f} (estimated)" in text
 
 
 @pytest.mark.parametrize(

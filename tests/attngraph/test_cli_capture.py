@@ -87,6 +87,16 @@ def test_capture_json_is_the_manifest_and_the_runs_path(command, tiny_folder, tm
     assert document["cost"]["pruned"]["causal"] == pytest.approx(0, abs=0.05)
 
 
+def test_capture_audits_what_it_is_told_to(command, tiny_folder, tmp_path):
+    flags = ("--model", tiny_folder, "--task", "needle", "--length", 1300, "--n-match", 0, "--store", tmp_path)
+    full = json.loads(command("capture", *flags, "--audit", "full", "--json").stdout)
+    assert full["config"]["audit"] == "full"
+    assert "(audited)" in command("influence", full["run"]).stdout
+    none = json.loads(command("capture", *flags, "--audit", "none", "--json").stdout)
+    assert "dropped attention not audited" in command("influence", none["run"]).stdout
+    assert "audit='some' is not one of none, targets, full" in command("capture", *flags, "--audit", "some").stderr
+
+
 def test_capture_reads_a_prompt_file_with_spans(command, tiny_folder, tmp_path):
     text = "The key is seven. " * 6 + "The key is"
     spans = [{"name": "fact", "start": 0, "end": 17}, {"name": "ask [/x]", "start": 108, "end": 118}]

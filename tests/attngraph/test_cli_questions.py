@@ -19,7 +19,7 @@ def run(tmp_path_factory):
 def test_influence_json_has_every_block(command, run):
     document = json.loads(command("influence", run.path, "--target", "output", "--json").stdout)
     found = ag.influence(run.graph(), "output")
-    assert document["completeness"] is None
+    assert (document["completeness"], document["completeness_source"]) == (found.completeness, "estimated")
     assert [block["block"] for block in document["blocks"]] == list(range(8))
     assert set(document["blocks"][0]) == {"block", "influence", "null", "excess", "spans", "rank"}
     for name in ("influence", "null", "excess", "rank"):
@@ -38,6 +38,7 @@ def test_throughput_json_is_the_best_edges(command, run):
     document = json.loads(command("throughput", run.path, "--source", "needle", "--top", 5, "--json").stdout)
     found = ag.throughput(run.graph(), "needle", "output")
     assert document["total"] == found.total
+    assert (document["completeness"], document["completeness_source"]) == (found.completeness, "estimated")
     assert document["edges"] == found.to_polars().head(5).to_dicts()
     assert set(document["edges"][0]) == {"layer", "head", "key_block", "query_block", "target", "throughput"}
     assert "needle → output" in command("throughput", run.path).stdout

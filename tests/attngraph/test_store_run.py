@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from attngraph.errors import ConfigError, IntegrityError, RunNotFoundError, StoreError
+from attngraph.graph import completeness
 from attngraph.store import TABLES, RunWriter, open_run, open_store
 from attngraph.store.store import CATALOGUE_SCHEMA
 from attngraph.testing import write_random_run
@@ -219,6 +220,10 @@ def test_manifests_must_be_readable(copy):
     edit_manifest(copy, cost=None)
     with pytest.raises(IntegrityError, match=r"isn't a manifest: .*\$\.cost"):
         open_run(copy)
+    edit_manifest(copy, cost=json.loads(whole)["cost"], schema_version="one")
+    with pytest.raises(IntegrityError, match=r"isn't a manifest: .*schema_version"):
+        open_run(copy)
+    (copy / "run.json").write_bytes(whole)
     edit_manifest(copy, format="other")
     with pytest.raises(StoreError, match="has the format 'other'; attngraph reads 'attngraph-run'"):
         open_run(copy)
@@ -230,6 +235,31 @@ def test_versions_are_compatible_within_a_major_one(copy, run):
     edit_manifest(copy, schema_version="2.0.0", format="attngraph-run")
     with pytest.raises(StoreError, match=r"schema version 2\.0\.0, this attngraph reads 1\.1\.0: update attngraph"):
         open_run(copy)
+
+
+def test_runs_from_before_targets_were_audited_are_read_without_their_rows(copy, run):
+    manifest = json.loads((copy / "run.json").read_bytes())
+    (copy / "target_rows.parquet").unlink()
+    gone = manifest["files"].pop("target_rows.parquet")
+    cost = {**manifest["cost"], "run_bytes": manifest["cost"]["run_bytes"] - gone["bytes"]}
+    edit_manifest(copy, schema_version="1.0.0", files=manifest["files"], cost=cost)
+    old = open_run(copy, verify="full")
+    assert old.target_rows().collect().schema == run.target_rows().collect().schema
+    assert old.target_rows().collect().is_empty()
+    assert completeness(old.graph()) == (None, None, ())
+    np.testing.assert_array_equal(old.graph().transition(1).probability, run.graph().transition(1).probability)
+
+
+def test_kept_masses_come_by_head_and_node(run):
+    kept = run.layer_source().kept_mass(2)
+    rows, targets = run.rows().filter(layer=2).collect(), run.target_rows().filter(layer=2).collect()
+    for name, column in (("blocks", "kept_mass"), ("estimate", "kept_mass_estimate")):
+        table = rows.pivot("query_block", index="head", values=column).sort("head").drop("head")
+        np.testing.assert_array_equal(getattr(kept, name), table.select(map(str, range(20))).to_numpy())
+    table = targets.pivot("target", index="head", values="kept_mass").sort("head")
+    np.testing.assert_array_equal(kept.targets, table.select("310", "40").to_numpy())
+    with pytest.raises(StoreError, match="Layer 4 is outside the run's layers 0 to 3"):
+        run.layer_source().kept_mass(4)
 
 
 def test_the_catalogue_is_made_of_the_manifests(two_runs):

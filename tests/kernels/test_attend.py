@@ -134,3 +134,24 @@ def test_value_norms_are_norms_through_the_output_projection():
     norms = value_norms(v, projection @ projection.transpose(1, 2))
     truth = torch.stack([(v[head // 3] @ projection[head]).norm(dim=-1) for head in range(6)])
     torch.testing.assert_close(norms, truth, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 40, 300])
+@pytest.mark.parametrize(("tokens", "size"), [(257, 16), (515, 8), (400, 128)])
+def test_the_audit_is_the_dense_mass_on_the_kept_blocks(tokens, size, window):
+    grid = BlockGrid(tokens, size, window)
+    q, k, v = random_attention(6, 2, tokens, 12, seed=tokens)
+    targets, selector = [tokens - 1, 3, tokens // 2], Stream(budget=4, exact_tail=0, start_nodes=8, candidates=2)
+    dense = dense_attention(q, k, v, grid, 0.25)
+    plain = attend(q, k, v, grid, selector, scale=0.25, targets=targets)
+    audited = attend(q, k, v, grid, selector, scale=0.25, targets=targets, dense_log_sum_exp=dense.log_sum_exp)
+    mass = block_mass(dense.probability, grid)
+    on_kept = mass.masked_fill(spread_over_blocks(audited.edges.blocks, torch.ones(1), grid.count) == 0, 0).sum(dim=-1)
+    torch.testing.assert_close(audited.kept_mass, on_kept, **CLOSE)
+    known = ~plain.kept_mass.isnan()
+    torch.testing.assert_close(plain.kept_mass[known], on_kept[known], **CLOSE)
+    rows = over_blocks(dense.probability[:, targets], grid)
+    kept = rows.gather(2, audited.targets.blocks.clamp_min(0)).masked_fill(audited.targets.blocks < 0, 0).sum(dim=-1)
+    for found in (plain, audited):
+        torch.testing.assert_close(found.target_kept_mass, kept, **CLOSE)
+    assert torch.equal(plain.output, audited.output)

@@ -1,0 +1,168 @@
+"""How much of the dense attention a graph holds: the share of a target's walk that never leaves the recorded edges.
+
+The transition P of a layer is normalised over the edges that were kept. Beside it stands P', which isn't. With m the
+recorded masses, w the policy's weights, κ_ih the share of its dense softmax that row i of head h keeps, and sums over the
+row's edges that the policy admits (all of them, or those that don't come from an excluded sink)::
+
+    kept weight of edge e of head h     ŵ_e = κ_ih · w_e / Σ_recorded m
+    dropped weight of head h            d_ih = (1 - κ_ih) · Σ w / Σ m
+    P'[i, j] = λ_i·[i = j] + (1 - λ_i) · Σ_e:j→i ŵ_e / (Σ_e→i ŵ_e + Σ_h d_ih)
+
+Where a row's masses sum to 1 and no edge is excluded, that is p_e · κ_ih: every step is taken with the share that its head
+keeps. With ``weight="mass"``, P' is the dense walk confined to the recorded edges, exactly. With contributions the dropped
+keys are assumed to have, on average, the value norm of the head's recorded ones. With ``heads="max"`` dropped edges count
+in full, since nobody knows which of them would have been the strongest: a lower bound.
+
+1. The walk starts at the target and takes steps of P': f_ℓ = f_{ℓ+1} P'_ℓ. What a row drops is lost.
+2. Its completeness is what arrives at level 0, Σ_j f_0[j] = 1 - Σ_ℓ Σ_i f_{ℓ+1}[i]·(1 - λ_i)·(1 - kept share of i).
+
+It is *audited* if every row that the walk passes has an exact κ, *estimated* if some have the search's estimate only, and
+unknown if some have neither. The definition is that of circuit-tracer's completeness (Ameisen et al. 2025) with lost
+attention in the place of error nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from attngraph.graph.source import FloatArray, IntArray, KeptMass, LayerSource, check_kept_mass
+from attngraph.graph.transition import Policy, Recorded, read_layer
+
+if TYPE_CHECKING:
+    from attngraph.graph.layered import AttentionGraph
+
+CompletenessSource = Literal["audited", "estimated"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeptTransition:
+    """P' of one layer, edge by edge; for each node, `stay`, its edges' `probability` and `lost` sum to 1.
+
+    Parameters
+    ----------
+    query, key_block, probability
+        ``[edges]``, as in `LayerTransition`, the edges in the same order.
+    stay
+        ``[nodes]``: λ.
+    lost
+        ``[nodes]``: share of the walk that takes a dropped edge.
+    audited, known
+        ``[nodes]``: whether the kept masses of all heads are exact; whether they are known at all. `probability` and
+        `lost` are NaN where they are not.
+    """
+
+    query: IntArray
+    key_block: IntArray
+    probability: FloatArray
+    stay: FloatArray
+    lost: FloatArray
+    audited: npt.NDArray[np.bool_]
+    known: npt.NDArray[np.bool_]
+
+
+class Completeness(NamedTuple):
+    """Share of a target's walk that never leaves the recorded edges, from 0 to 1, and how that is known.
+
+    `share` and `source` are None where nothing is known. `lost` [layers] is what each layer loses; with `share` it sums
+    to 1.
+    """
+
+    share: float | None
+    source: CompletenessSource | None
+    lost: tuple[float, ...]
+
+
+def completeness(graph: AttentionGraph, target: str = "output") -> Completeness:
+    """The share of a target's backward walk that never leaves the recorded edges; see the module.
+
+    Parameters
+    ----------
+    graph
+        Under its policy.
+    target
+        A span, ``"block:N"``, ``"token:N"`` (a recorded target) or ``"output"``.
+
+    Raises
+    ------
+    UnknownNodeError
+        If the target names nothing.
+    GraphError
+        If a layer can't be read under the graph's policy.
+    """
+    from attngraph.graph.endpoints import target_state
+
+    walk, lost = target_state(graph, target), np.zeros(graph.layers)
+    source: CompletenessSource = "audited"
+    for layer in reversed(range(graph.layers)):
+        transition = graph.kept_transition(layer)
+        if transition is None:
+            return Completeness(None, None, ())
+        steps = (walk > 0) & (transition.stay < 1)
+        if not transition.known[steps].all():
+            return Completeness(None, None, ())
+        if not transition.audited[steps].all():
+            source = "estimated"
+        lost[layer] = walk[steps] @ transition.lost[steps]
+        used = steps[transition.query]
+        flow = walk[transition.query[used]] * transition.probability[used]
+        walk = walk * transition.stay + np.bincount(transition.key_block[used], flow, minlength=graph.nodes)
+    return Completeness(min(1.0, float(walk.sum())), source, tuple(lost.tolist()))
+
+
+def kept_transition(source: LayerSource, policy: Policy, layer: int) -> KeptTransition | None:
+    """P' of a layer; None if the source knows nothing of what was dropped.
+
+    Raises
+    ------
+    GraphError
+        As `layer_transition`; also if the kept masses don't fit the source.
+    """
+    kept = source.kept_mass(layer)
+    if kept is None:
+        return None
+    check_kept_mass(kept, source, layer)
+    recorded = read_layer(source, policy, layer)
+    exact, best = _by_row(kept)
+    nodes, row = exact.shape[1], recorded.head * exact.shape[1] + recorded.query
+    scale, dropped = _weights(recorded, best.ravel(), row)
+    weight = recorded.weight[recorded.kept] * scale[row[recorded.kept]]
+    query = recorded.query[recorded.kept]
+    lost = dropped.reshape(-1, nodes).sum(axis=0)
+    total = np.bincount(query, weight, minlength=nodes) + lost
+    step = (1.0 - recorded.residual) / np.where(total == 0, 1.0, total)
+    return KeptTransition(
+        query=query,
+        key_block=recorded.key_block[recorded.kept],
+        probability=step[query] * weight,
+        stay=recorded.residual,
+        lost=step * lost,
+        audited=~np.isnan(exact).any(axis=0),
+        known=~np.isnan(best).any(axis=0),
+    )
+
+
+def _by_row(kept: KeptMass) -> tuple[FloatArray, FloatArray]:
+    """Kept masses by node, [heads, nodes]: the exact ones, and those with the estimate where there is none."""
+    best = np.where(np.isnan(kept.blocks), kept.estimate, kept.blocks)
+    exact, best = (np.concatenate([blocks, kept.targets], axis=1).astype(np.float64) for blocks in (kept.blocks, best))
+    return exact, best
+
+
+def _weights(recorded: Recorded, kept: FloatArray, row: IntArray) -> tuple[FloatArray, FloatArray]:
+    """κ / Σ m, by which recorded weights are multiplied, and the dropped weight, per row of a head [heads · nodes]."""
+
+    def per_row(values: npt.NDArray[np.floating], edges: npt.NDArray[np.bool_] | slice) -> FloatArray:
+        return np.bincount(row[edges], values[edges], minlength=len(kept))
+
+    everything = per_row(recorded.mass, slice(None))
+    weight, mass = per_row(recorded.weight, recorded.admitted), per_row(recorded.mass, recorded.admitted)
+    # A head whose every edge is excluded has no weight per mass of its own: take that of the node's other heads.
+    nodes = len(recorded.residual)
+    pooled = weight.reshape(-1, nodes).sum(axis=0), mass.reshape(-1, nodes).sum(axis=0)
+    pooled_norm = np.divide(*pooled, out=np.zeros(nodes), where=pooled[1] > 0)
+    norm = np.where(mass > 0, weight / np.where(mass > 0, mass, 1.0), np.tile(pooled_norm, len(kept) // nodes))
+    return kept / np.where(everything > 0, everything, 1.0), (1.0 - kept) * norm
