@@ -4,11 +4,12 @@ The transition P of a layer is normalised over the edges that were kept. Beside 
 recorded masses, w the policy's weights, κ_ih the share of its dense softmax that row i of head h keeps, and sums over the
 row's edges that the policy admits (all of them, or those that don't come from an excluded sink)::
 
-    kept weight of edge e of head h     ŵ_e = κ_ih · w_e / Σ_recorded m
+    kept weight of edge e of head h     ŵ_e = κ_ih · w_e
     dropped weight of head h            d_ih = (1 - κ_ih) · Σ w / Σ m
     P'[i, j] = λ_i·[i = j] + (1 - λ_i) · Σ_e:j→i ŵ_e / (Σ_e→i ŵ_e + Σ_h d_ih)
 
-Where a row's masses sum to 1 and no edge is excluded, that is p_e · κ_ih: every step is taken with the share that its head
+Masses are shares of the softmax over the kept keys; those recorded beside a dense pass are divided by κ first, with their
+contributions. Where a row's masses sum to 1 and no edge is excluded, that is p_e · κ_ih: every step is taken with the share that its head
 keeps. With ``weight="mass"``, P' is the dense walk confined to the recorded edges, exactly. With contributions the dropped
 keys are assumed to have, on average, the value norm of the head's recorded ones. With ``heads="max"`` dropped edges count
 in full, since nobody knows which of them would have been the strongest: a lower bound.
@@ -128,8 +129,11 @@ def kept_transition(source: LayerSource, policy: Policy, layer: int) -> KeptTran
     recorded = read_layer(source, policy, layer)
     exact, best = _by_row(kept)
     nodes, row = exact.shape[1], recorded.head * exact.shape[1] + recorded.query
-    scale, dropped = _weights(recorded, best.ravel(), row)
-    weight = recorded.weight[recorded.kept] * scale[row[recorded.kept]]
+    share = best.ravel()[row]
+    if kept.dense_masses:
+        recorded = _over_kept_keys(recorded, share, policy)
+    dropped = _dropped(recorded, best.ravel(), row)
+    weight = (recorded.weight * share)[recorded.kept]
     query = recorded.query[recorded.kept]
     lost = dropped.reshape(-1, nodes).sum(axis=0)
     total = np.bincount(query, weight, minlength=nodes) + lost
@@ -152,17 +156,20 @@ def _by_row(kept: KeptMass) -> tuple[FloatArray, FloatArray]:
     return exact, best
 
 
-def _weights(recorded: Recorded, kept: FloatArray, row: IntArray) -> tuple[FloatArray, FloatArray]:
-    """κ / Σ m, by which recorded weights are multiplied, and the dropped weight, per row of a head [heads · nodes]."""
+def _over_kept_keys(recorded: Recorded, share: FloatArray, policy: Policy) -> Recorded:
+    """Shares of the dense softmax as shares of the softmax over the kept keys, given each edge's κ."""
+    scale = np.divide(1.0, share, out=np.zeros(len(share)), where=share > 0)
+    weight = recorded.weight if policy.weight == "uniform" else recorded.weight * scale
+    return recorded._replace(mass=recorded.mass * scale, weight=weight)
 
-    def per_row(values: npt.NDArray[np.floating], edges: npt.NDArray[np.bool_] | slice) -> FloatArray:
-        return np.bincount(row[edges], values[edges], minlength=len(kept))
 
-    everything = per_row(recorded.mass, slice(None))
-    weight, mass = per_row(recorded.weight, recorded.admitted), per_row(recorded.mass, recorded.admitted)
+def _dropped(recorded: Recorded, kept: FloatArray, row: IntArray) -> FloatArray:
+    """The dropped weight per row of a head, [heads · nodes]: its share of the dense mass times its weight per mass."""
+    edges, nodes = recorded.admitted, len(recorded.residual)
+    weight, mass = (
+        np.bincount(row[edges], values[edges], minlength=len(kept)) for values in (recorded.weight, recorded.mass)
+    )
     # A head whose every edge is excluded has no weight per mass of its own: take that of the node's other heads.
-    nodes = len(recorded.residual)
-    pooled = weight.reshape(-1, nodes).sum(axis=0), mass.reshape(-1, nodes).sum(axis=0)
-    pooled_norm = np.divide(*pooled, out=np.zeros(nodes), where=pooled[1] > 0)
-    norm = np.where(mass > 0, weight / np.where(mass > 0, mass, 1.0), np.tile(pooled_norm, len(kept) // nodes))
-    return kept / np.where(everything > 0, everything, 1.0), (1.0 - kept) * norm
+    pooled = (np.tile(values.reshape(-1, nodes).sum(axis=0), len(kept) // nodes) for values in (weight, mass))
+    weight, mass = (np.where(mass > 0, own, others) for own, others in zip((weight, mass), pooled, strict=True))
+    return (1.0 - kept) * np.divide(weight, mass, out=np.zeros(len(kept)), where=mass > 0)

@@ -67,11 +67,15 @@ class KeptMass:
         ``[heads, blocks]``: the search's estimate.
     targets
         ``[heads, targets]``: audited.
+    dense_masses
+        Whether a row's masses are shares of its dense softmax, and sum to what it keeps. Otherwise they are shares of
+        the softmax over its kept keys, and sum to 1.
     """
 
     blocks: AnyFloats
     estimate: AnyFloats
     targets: AnyFloats
+    dense_masses: bool = False
 
 
 class LayerSource(Protocol):

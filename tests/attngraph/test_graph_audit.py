@@ -91,6 +91,23 @@ def test_it_is_the_dense_walk_on_recorded_edges(seed, budget, sink, norms) -> No
 
 
 @given(st.integers(0, 2**32 - 1), POLICIES)
+def test_masses_may_be_shares_of_the_dense_softmax(seed, policy) -> None:
+    source = pruned(seed, 1, norms=True).kept
+    scaled, kept = [], []
+    for arrays, known in zip(source.arrays, source.kept, strict=True):
+        blocks = known.blocks[arrays.head, arrays.query_block]
+        targets = known.targets[arrays.target_head, arrays.target]
+        masses = {"mass": arrays.mass * blocks, "contribution": arrays.contribution * blocks}
+        of_targets = {name: getattr(arrays, name) * targets for name in ("target_mass", "target_contribution")}
+        scaled.append(replace(arrays, **masses, **of_targets))
+        kept.append(replace(known, dense_masses=True))
+    # The same attention written down in two ways; which of two heads' edges is the stronger may depend on it.
+    if policy["heads"] == "sum":
+        same = completeness(AttentionGraph(replace(source, arrays=scaled, kept=kept), **policy))
+        assert same.share == pytest.approx(completeness(AttentionGraph(source, **policy)).share, abs=1e-9)
+
+
+@given(st.integers(0, 2**32 - 1), POLICIES)
 def test_it_is_a_share_and_loses_what_rows_lose(seed, policy) -> None:
     source = pruned(seed, 2, norms=True).kept
     graph = AttentionGraph(source, **policy)
