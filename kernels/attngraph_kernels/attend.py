@@ -6,6 +6,9 @@ For query row i and the keys j of its kept blocks, with scores s_ij:
     mass(I, J)         = mean over rows i of I of Σ_{j in J} p_ij
     contribution(I, J) = the same with each p_ij multiplied by ‖v_j W_O^h‖₂   (Kobayashi et al. 2020, arXiv 2004.10102)
 
+A learned sink is part of every row's sum, but has no value and belongs to no edge. Beside a dense pass the sum runs
+over all visible keys: p_ij is then the model's own probability, and o_i its own output.
+
 Only one chunk of query blocks of one key/value head is in memory at a time: O(T) in all.
 """
 
@@ -17,9 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attngraph_kernels.audit import DenseAttention
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen, choose_rows
 from attngraph_kernels.select import Selector
+from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.spans import SpanSums
 
 
@@ -34,10 +39,10 @@ class Edges(NamedTuple):
 class Attended(NamedTuple):
     """What `attend` returns.
 
-    `output` [H, T, d_v]; `log_sum_exp` [H, T] over the kept keys; `edges` with one row per query block; `targets` with
-    one row per target token; `kept_mass` [H, nq], the exact share of the dense attention mass that each query block
-    keeps, NaN where not audited; `target_kept_mass` [H, targets], never NaN; `span_mass` and `span_contribution`
-    [H, spans, spans] (query span, key span).
+    `output` [H, T, d_v]; `log_sum_exp` [H, T] over the kept keys and the sink; `edges` with one row per query block;
+    `targets` with one row per target token; `kept_mass` [H, nq], the exact share of the dense attention mass that each
+    query block keeps (all but what goes to dropped keys), NaN where not audited; `target_kept_mass` [H, targets], never
+    NaN; `span_mass` and `span_contribution` [H, spans, spans] (query span, key span).
     """
 
     output: Tensor
@@ -72,10 +77,12 @@ def attend(
     selector: Selector,
     *,
     scale: float,
+    softmax: Softmax = PLAIN,
     value_norm: Tensor | None = None,
     targets: Sequence[int] = (),
     spans: Sequence[tuple[int, int]] = (),
     dense_log_sum_exp: Tensor | None = None,
+    beside: DenseAttention | None = None,
 ) -> Attended:
     """Select and attend, chunk by chunk, reusing the selector's scores.
 
@@ -85,6 +92,8 @@ def attend(
         [H, T, d], [G, T, d], [G, T, d_v], fp32; query head h reads key/value head h // (H / G).
     scale
         Softmax scale.
+    softmax
+        The layer's soft cap and the sinks [H] of its heads.
     value_norm
         [H, T] from `value_norms`; without it contributions equal masses.
     targets
@@ -94,15 +103,23 @@ def attend(
     dense_log_sum_exp
         [H, T] over all visible keys, from `audit.dense_attention`: audits every query block. Without it `kept_mass` is
         known where the selector has scored every visible key.
+    beside
+        The layer's dense attention, to be observed and not replaced: it audits every query block too, its output is
+        what is returned, and masses are shares of its softmax, so that a row's masses sum to what the row keeps.
     """
     groups = len(k)
+    if beside is not None:
+        dense_log_sum_exp = beside.log_sum_exp
     norms = v.new_ones(q.shape[:2]) if value_norm is None else value_norm
     dense = [None] * groups if dense_log_sum_exp is None else dense_log_sum_exp.chunk(groups)
+    work = _Work(grid, selector, targets, spans, beside is not None)
+    per_group = zip((q * scale).chunk(groups), k, v, norms.chunk(groups), dense, softmax.split(groups), strict=True)
     parts = [
-        _attend_group(*tensors, grid, selector, targets, spans)
-        for tensors in zip((q * scale).chunk(groups), k, v, norms.chunk(groups), dense, strict=True)
+        _attend_group(heads, keys, values, lengths, total, rule, work)
+        for heads, keys, values, lengths, total, rule in per_group
     ]
-    return _joined(parts)
+    found = _joined(parts)
+    return found if beside is None else found._replace(output=beside.output)
 
 
 def kept_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
@@ -130,29 +147,37 @@ def _joined(parts: list[Attended]) -> Attended:
     return Attended(edges=edges, targets=targets, **rest)
 
 
+class _Work(NamedTuple):
+    """What is asked of every key/value head; `observed`: the dense attention flows on."""
+
+    grid: BlockGrid
+    selector: Selector
+    targets: Sequence[int]
+    spans: Sequence[tuple[int, int]]
+    observed: bool
+
+
 def _attend_group(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    norms: Tensor,
-    dense: Tensor | None,
-    grid: BlockGrid,
-    selector: Selector,
-    targets: Sequence[int],
-    spans: Sequence[tuple[int, int]],
+    q: Tensor, k: Tensor, v: Tensor, norms: Tensor, dense: Tensor | None, softmax: Softmax, work: _Work
 ) -> Attended:
-    """`attend` for the P query heads of one key/value head; q [P, T, d] scaled, k, v [T, d]."""
+    """`attend` for the P query heads of one key/value head; q [P, T, d] scaled, k, v [T, d], dense [P, T]."""
+    grid = work.grid
     values, lengths = into_blocks(v, grid.size), into_blocks(norms.unsqueeze(-1), grid.size).squeeze(-1)
-    sums = SpanSums(spans, grid, len(q), v.device)
-    chunks = [_attend_chunk(chosen, values, lengths, grid, sums) for chosen in selector(q, k, grid)]
+    sums = SpanSums(work.spans, grid, len(q), v.device)
+    total = dense if work.observed else None
+    chunks = [
+        _attend_chunk(chosen, values, lengths, grid, sums, softmax, total)
+        for chosen in work.selector(q, k, grid, softmax)
+    ]
     output, log_sum_exp, mass, contribution, blocks, kept_mass = (
         torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)
     )
     if dense is not None:
         kept_mass = kept_share(log_sum_exp[:, : grid.tokens], dense, grid)
-    at = torch.tensor(targets, dtype=torch.int64, device=v.device)
-    rows = _attend_rows(q, k, values, lengths, grid, at, min(selector.budget, grid.count))
-    output[:, at] = rows.output
+    at = torch.tensor(work.targets, dtype=torch.int64, device=v.device)
+    rows = _attend_rows(q, k, values, lengths, grid, at, min(work.selector.budget, grid.count), softmax, total)
+    if total is None:
+        output[:, at] = rows.output
     log_sum_exp[:, at] = rows.log_sum_exp
     return Attended(
         output=output[:, : grid.tokens],
@@ -166,31 +191,50 @@ def _attend_group(
     )
 
 
-def _attend_chunk(chosen: Chosen, values: Tensor, lengths: Tensor, grid: BlockGrid, sums: SpanSums) -> _Chunk:
-    """Attention of a chunk's query blocks over their kept blocks; its scores are overwritten."""
+def _attend_chunk(
+    chosen: Chosen,
+    values: Tensor,
+    lengths: Tensor,
+    grid: BlockGrid,
+    sums: SpanSums,
+    softmax: Softmax,
+    dense: Tensor | None,
+) -> _Chunk:
+    """Attention of a chunk's query blocks over their kept blocks; its scores are overwritten.
+
+    With the dense log-sum-exp [P, T] probabilities are those of the dense softmax, and there is no output.
+    """
     heads, count, size, budget, _ = chosen.scores.shape
     index = chosen.blocks.clamp_min(0)
     top = chosen.scores.amax(dim=(3, 4), keepdim=True)
+    sink = softmax.sink_scores(top)
+    top = torch.maximum(top, sink)
     weights = chosen.scores.sub_(top).exp_().flatten(3)
-    total = weights.sum(dim=-1)
-    found = values.flatten(1).index_select(0, index.flatten()).view(heads * count, budget * size, -1)
-    output = torch.bmm(weights.flatten(0, 1), found).view(heads, count, size, -1).div_(total.unsqueeze(-1))
+    total = weights.sum(dim=-1) + (sink - top).exp_()[..., 0, 0]
+    log_sum_exp = top[..., 0, 0] + total.log()
+    if dense is None:
+        inverse = total.reciprocal()
+        found = values.flatten(1).index_select(0, index.flatten()).view(heads * count, budget * size, -1)
+        output = torch.bmm(weights.flatten(0, 1), found).view(heads, count, size, -1).mul_(inverse.unsqueeze(-1))
+    else:
+        rows = into_blocks(dense.unsqueeze(-1), size).squeeze(-1)[:, chosen.start : chosen.start + count]
+        inverse = (top[..., 0, 0] - rows).exp_()
+        output = weights.new_empty(heads, count, size, 0)
     offset = torch.arange(heads, device=values.device)[:, None, None] * grid.count
     length = lengths.flatten(0, 1).index_select(0, (index + offset).flatten()).view(heads, count, budget, size)
-    inverse = total.reciprocal()
     if chosen.start + count == grid.count:
         inverse[:, -1, grid.rows(grid.count - 1) :] = 0  # rows of padding
     sums.add(chosen.start, chosen.blocks, weights, inverse, length)
-    mean = inverse / (inverse > 0).sum(dim=-1, keepdim=True)
+    rows_of = torch.tensor([grid.rows(block) for block in range(chosen.start, chosen.start + count)])
+    mean = inverse / rows_of.to(inverse).unsqueeze(-1)
     edges = _edges(chosen.blocks, (mean.unsqueeze(2) @ weights).view(length.shape), length)
-    log_sum_exp = top[:, :, :, 0, 0] + total.log()
     return _Chunk(
         output.flatten(1, 2), log_sum_exp.flatten(1), edges.mass, edges.contribution, chosen.blocks, chosen.kept_mass
     )
 
 
 class _Chunk(NamedTuple):
-    """Parts of `Attended` for the query blocks of a chunk, rows along dimension 1."""
+    """Parts of `Attended` for the query blocks of a chunk, rows along dimension 1; no output beside a dense pass."""
 
     output: Tensor
     log_sum_exp: Tensor
@@ -210,15 +254,25 @@ class _Rows(NamedTuple):
 
 
 def _attend_rows(
-    q: Tensor, k: Tensor, values: Tensor, lengths: Tensor, grid: BlockGrid, at: Tensor, budget: int
+    q: Tensor,
+    k: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    grid: BlockGrid,
+    at: Tensor,
+    budget: int,
+    softmax: Softmax,
+    dense: Tensor | None,
 ) -> _Rows:
     """Attention of the target rows, each over the blocks that it alone would keep."""
-    blocks, scores, kept_mass = choose_rows(q, k, grid, at, budget)
+    blocks, scores, kept_mass = choose_rows(q, k, grid, at, budget, softmax)
     index = blocks.clamp_min(0)
     total = scores.flatten(2).logsumexp(dim=-1)
-    weights = (scores - total[..., None, None]).exp()
+    total = torch.logaddexp(total, softmax.sink_scores(total))
+    weights = (scores - (total if dense is None else dense[:, at])[..., None, None]).exp()
     length = torch.stack([head[kept] for head, kept in zip(lengths, index, strict=True)])
-    output = torch.einsum("prks,prksd->prd", weights, values[index])
+    # Beside a dense pass the output is not wanted.
+    output = torch.einsum("prks,prksd->prd", weights, values[index]) if dense is None else values.new_empty(0)
     return _Rows(output, total, kept_mass, _edges(blocks, weights, length))
 
 

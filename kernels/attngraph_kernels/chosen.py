@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid, into_blocks
+from attngraph_kernels.softmax import PLAIN, Softmax
 
 DENSE_ELEMENTS = 1 << 20
 """Scores held at once where all visible blocks are candidates: small enough for a processor's cache."""
@@ -22,8 +23,8 @@ class Chosen(NamedTuple):
     """The kept blocks of P heads (of one key/value head) in the B query blocks from `start` on.
 
     `blocks` [P, B, budget], ascending, -1 (first) where fewer are visible; `scores` [P, B, size, budget, size], the
-    scaled scores of each query with each kept key, -inf where a key is not visible; `kept_mass` [P, B], the share of
-    the dense attention mass on the kept blocks, NaN where the search has not seen every visible key.
+    scaled and capped scores of each query with each kept key, -inf where a key is not visible; `kept_mass` [P, B], the
+    share of the dense attention mass that no dropped block has, NaN where the search has not seen every visible key.
     """
 
     start: int
@@ -46,11 +47,13 @@ def dense_chunks(blocks: range | list[int], heads: int, grid: BlockGrid) -> Iter
         start = stop
 
 
-def choose_dense(queries: Tensor, keys: Tensor, grid: BlockGrid, start: int, stop: int, budget: int) -> Chosen:
+def choose_dense(
+    queries: Tensor, keys: Tensor, grid: BlockGrid, start: int, stop: int, budget: int, softmax: Softmax = PLAIN
+) -> Chosen:
     """Score every visible key of the query blocks `start` to `stop - 1` and keep the blocks with the most mass."""
     first = grid.first_visible(start)
     heads, size = len(queries), grid.size
-    scores = queries[:, start:stop].flatten(1, 2) @ keys[first:stop].flatten(0, 1).T
+    scores = softmax.capped(queries[:, start:stop].flatten(1, 2) @ keys[first:stop].flatten(0, 1).T)
     scores = scores.view(heads, stop - start, size, stop - first, size)
     positions = torch.arange(stop * size, device=keys.device)
     hidden = ~grid.visible(positions[start * size :, None], positions[None, first * size :])
@@ -59,10 +62,12 @@ def choose_dense(queries: Tensor, keys: Tensor, grid: BlockGrid, start: int, sto
     earliest = torch.tensor([grid.first_visible(b) for b in range(start, stop)], device=keys.device)
     own = torch.arange(start, stop, device=keys.device)
     seen = (blocks >= earliest[:, None]) & (blocks <= own[:, None])
-    return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, complete=True)
+    return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, softmax, complete=True)
 
 
-def choose_rows(q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
+def choose_rows(
+    q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int, softmax: Softmax = PLAIN
+) -> tuple[Tensor, Tensor, Tensor]:
     """The blocks with the most true mass for single query rows, each with a budget of its own; O(T) each.
 
     Parameters
@@ -82,23 +87,31 @@ def choose_rows(q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int) 
     """
     heads, rows = len(q), len(at)
     reached = torch.arange(grid.count * grid.size, device=k.device)
-    scores = q[:, at] @ into_blocks(k, grid.size).flatten(0, 1).T
+    scores = softmax.capped(q[:, at] @ into_blocks(k, grid.size).flatten(0, 1).T)
     scores.masked_fill_(~grid.visible(at[:, None], reached), -torch.inf)
-    mass = scores.softmax(dim=-1).view(heads, rows, grid.count, grid.size).sum(dim=-1)
+    mass = softmax.probabilities(scores).view(heads, rows, grid.count, grid.size).sum(dim=-1)
     own = at // grid.size
     earliest = torch.tensor([grid.first_visible(block) for block in own.tolist()], dtype=own.dtype, device=k.device)
     blocks = torch.arange(grid.count, device=k.device).expand(heads, rows, -1)
     blocks = blocks.masked_fill((blocks < earliest[:, None]) | (blocks > own[:, None]), -1)
     kept, slots = most_mass(mass, blocks, own, grid, budget)
     scores = scores.view(heads, rows, grid.count, grid.size)
-    total = mass.gather(-1, slots).sum(dim=-1)
-    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size)), total
+    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size)), _kept_share(mass, slots)
 
 
-def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: int, *, complete: bool) -> Chosen:
+def keep(
+    blocks: Tensor,
+    scores: Tensor,
+    grid: BlockGrid,
+    start: int,
+    budget: int,
+    softmax: Softmax = PLAIN,
+    *,
+    complete: bool,
+) -> Chosen:
     """Keep the `budget` candidates with the most mass, the forced ones before all others."""
     heads, count, size, width, _ = scores.shape
-    shares = scores.flatten(3).softmax(dim=-1).view_as(scores)
+    shares = softmax.probabilities(scores.flatten(3)).view_as(scores)
     rows = torch.full((count,), size, device=scores.device)
     if start + count == grid.count:
         rows[-1] = grid.rows(grid.count - 1)
@@ -114,8 +127,13 @@ def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: in
         missing = budget - slots.shape[-1]
         kept = torch.nn.functional.pad(kept, (missing, 0), value=-1)
         picked = torch.nn.functional.pad(picked, (0, 0, missing, 0), value=-torch.inf)
-    total = mass.gather(-1, slots).sum(dim=-1) if complete else mass.new_full((heads, count), torch.nan)
-    return Chosen(start, kept, picked, total)
+    share = _kept_share(mass, slots) if complete else mass.new_full((heads, count), torch.nan)
+    return Chosen(start, kept, picked, share)
+
+
+def _kept_share(mass: Tensor, slots: Tensor) -> Tensor:
+    """1 - the dense mass on the blocks that are not kept: what goes to a sink is not dropped."""
+    return 1 - (mass.sum(dim=-1) - mass.gather(-1, slots).sum(dim=-1))
 
 
 def most_mass(mass: Tensor, blocks: Tensor, own: Tensor, grid: BlockGrid, budget: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen, keep, largest
 from attngraph_kernels.coreset import coreset
 from attngraph_kernels.pyramid import ABSENT, pyramid, query_features, second_moment_factor
+from attngraph_kernels.softmax import PLAIN, Softmax
 
 
 class _Rows(NamedTuple):
@@ -39,6 +40,9 @@ class Descent:
         Nodes kept per level, and candidates that are scored exactly (the forced blocks included).
     representatives, query_representatives, start_nodes, variance
         As in `Stream`.
+    softmax
+        The layer's soft cap and the sinks [P] of these heads. The descent itself goes by uncapped scores without sinks:
+        a cap leaves their order as it is.
     """
 
     def __init__(
@@ -52,8 +56,9 @@ class Descent:
         query_representatives: int,
         start_nodes: int,
         variance: float,
+        softmax: Softmax = PLAIN,
     ) -> None:
-        self.grid, self.beam = grid, beam
+        self.grid, self.beam, self.softmax = grid, beam, softmax
         self.queries, self.keys = into_blocks(q, grid.size), into_blocks(k, grid.size)
         centred = k - k.mean(dim=0)
         metric = second_moment_factor(q.flatten(0, 1))
@@ -74,7 +79,7 @@ class Descent:
         for level in range(self.level - 1, -1, -1):
             nodes = self._split(rows, nodes, level)
         blocks = self._with_forced(nodes, start, stop)
-        return keep(blocks, self._score(blocks, start, stop), self.grid, start, budget, complete=False)
+        return keep(blocks, self._score(blocks, start, stop), self.grid, start, budget, self.softmax, complete=False)
 
     def _rows(self, start: int, stop: int) -> _Rows:
         first_visible = [self.grid.first_visible(block) for block in range(start, stop)]
@@ -133,7 +138,7 @@ class Descent:
         size = self.grid.size
         found = self.keys.flatten(1).index_select(0, blocks.clamp_min(0).flatten())
         found = found.view(heads * count, width * size, -1)
-        scores = torch.bmm(self.queries[:, start:stop].flatten(0, 1), found.transpose(1, 2))
+        scores = self.softmax.capped(torch.bmm(self.queries[:, start:stop].flatten(0, 1), found.transpose(1, 2)))
         scores = scores.view(heads, count, size, width, size)
         if not self.grid.windowed:
             future = torch.ones(size, size, dtype=torch.bool, device=blocks.device).triu_(1)

@@ -15,9 +15,9 @@ The `stream` search finds, for each query block, the key blocks that hold most o
 Forced blocks (sink, own, previous) are candidates always and are kept always, inside the budget. In a layer with a
 sliding window the sink is not forced. Of two blocks with equal mass the earlier one is kept.
 
-Every selector is a callable `(q, k, grid) -> iterator of Chosen` over chunks of query blocks of one key/value head, so
-that memory stays linear in T. Hierarchical pruning is HiP's (Lee et al. 2025, arXiv 2406.09827), its use for tracing
-Stream's (Rosser et al. 2025, arXiv 2510.19875); coresets, softmax scores and exact re-score are this project's.
+Every selector is a callable `(q, k, grid, softmax) -> iterator of Chosen` over chunks of query blocks of one key/value
+head, so that memory stays linear in T. Hierarchical pruning is HiP's (Lee et al. 2025, arXiv 2406.09827), its use for
+tracing Stream's (Rosser et al. 2025, arXiv 2510.19875); coresets, softmax scores and exact re-score are this project's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch import Tensor
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen, choose_dense, dense_chunks
 from attngraph_kernels.descent import Descent
+from attngraph_kernels.softmax import PLAIN, Softmax
 
 SEARCH_BLOCKS = 32
 """Query blocks searched at once."""
@@ -41,13 +42,14 @@ SEARCH_BLOCKS = 32
 class Selector(Protocol):
     """What `attend` asks for: chunks of kept blocks, in order, for the P query heads of one key/value head.
 
-    `q` [P, T, d] is already multiplied with the softmax scale; `k` is [T, d]. At most `budget` blocks are kept per row.
+    `q` [P, T, d] is already multiplied with the softmax scale; `k` is [T, d]; `softmax` holds their sinks. At most
+    `budget` blocks are kept per row.
     """
 
     @property
     def budget(self) -> int: ...
 
-    def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Iterator[Chosen]: ...
+    def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid, softmax: Softmax = PLAIN) -> Iterator[Chosen]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,10 @@ class Exact:
 
     budget: int
 
-    def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Iterator[Chosen]:
+    def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid, softmax: Softmax = PLAIN) -> Iterator[Chosen]:
         keys, queries = into_blocks(k, grid.size), into_blocks(q, grid.size)
         for start, stop in dense_chunks(range(grid.count), len(q), grid):
-            yield choose_dense(queries, keys, grid, start, stop, min(self.budget, grid.count))
+            yield choose_dense(queries, keys, grid, start, stop, min(self.budget, grid.count), softmax)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +80,21 @@ class Stream:
     exact_tail: int = 128
     exact_blocks: frozenset[int] = field(default_factory=frozenset)
 
-    def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Iterator[Chosen]:
+    def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid, softmax: Softmax = PLAIN) -> Iterator[Chosen]:
         budget = min(self.budget, grid.count)
         keys, queries = into_blocks(k, grid.size), into_blocks(q, grid.size)
         search = None
         for dense, group in groupby(range(grid.count), key=lambda block: self._is_dense(block, grid)):
             if dense:
                 for start, stop in dense_chunks(list(group), len(q), grid):
-                    yield choose_dense(queries, keys, grid, start, stop, budget)
+                    yield choose_dense(queries, keys, grid, start, stop, budget, softmax)
                 continue
-            search = search or self._descent(q, k, grid, budget)
+            search = search or self._descent(q, k, grid, budget, softmax)
             rows = list(group)
             for start in range(rows[0], rows[-1] + 1, SEARCH_BLOCKS):
                 yield search.choose(start, min(start + SEARCH_BLOCKS, rows[-1] + 1), budget)
 
-    def _descent(self, q: Tensor, k: Tensor, grid: BlockGrid, budget: int) -> Descent:
+    def _descent(self, q: Tensor, k: Tensor, grid: BlockGrid, budget: int, softmax: Softmax) -> Descent:
         return Descent(
             q,
             k,
@@ -102,6 +104,7 @@ class Stream:
             query_representatives=self.query_representatives or max(1, grid.size // 2),
             start_nodes=self.start_nodes,
             variance=self.variance,
+            softmax=softmax,
         )
 
     def _is_dense(self, block: int, grid: BlockGrid) -> bool:
@@ -117,7 +120,9 @@ class BlockSelection(NamedTuple):
     kept_mass: Tensor
 
 
-def select(q: Tensor, k: Tensor, grid: BlockGrid, selector: Selector, *, scale: float) -> BlockSelection:
+def select(
+    q: Tensor, k: Tensor, grid: BlockGrid, selector: Selector, *, scale: float, softmax: Softmax = PLAIN
+) -> BlockSelection:
     """The blocks that `selector` keeps.
 
     Parameters
@@ -126,10 +131,12 @@ def select(q: Tensor, k: Tensor, grid: BlockGrid, selector: Selector, *, scale: 
         [H, T, d] and [G, T, d]; query head h reads key/value head h // (H / G).
     scale
         Softmax scale.
+    softmax
+        The layer's soft cap and the sinks [H] of its heads.
     """
     groups = []
-    for heads, keys in zip((q * scale).chunk(len(k)), k, strict=True):
-        chunks = list(selector(heads, keys, grid))
+    for heads, keys, rule in zip((q * scale).chunk(len(k)), k, softmax.split(len(k)), strict=True):
+        chunks = list(selector(heads, keys, grid, rule))
         groups.append(
             [torch.cat(parts, dim=1) for parts in zip(*((c.blocks, c.kept_mass) for c in chunks), strict=True)]
         )

@@ -172,7 +172,11 @@ def test_rewriting_alone_is_no_damage(copy):
         ("rows", swap(0, 1), r"rows\.parquet: layer 1: rows are not sorted by layer, query_block, head"),
         ("target_rows", put("kept", 1, 9), r"target_rows\.parquet: layer 1: kept unlike the number of edges in 1"),
         ("target_rows", put("kept_mass", 0, -0.5), r"target_rows\.parquet: layer 1: kept_mass outside 0 to 1"),
-        ("target_rows", put("kept_mass", 0, None), r"target_rows\.parquet: layer 1: kept_mass null with audit='targets'"),
+        (
+            "target_rows",
+            put("kept_mass", 0, None),
+            r"target_rows\.parquet: layer 1: kept_mass null with audit='targets'",
+        ),
         ("target_rows", put("head", -1, 2), r"target_rows\.parquet: layer 1: head above 1"),
         (
             "target_rows",
