@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from attngraph.errors import ConfigError
 
 Selector = Literal["stream", "exact"]
+Forward = Literal["sparse", "dense"]
 Audit = Literal["none", "targets", "full"]
 
 BLOCK_SIZES = (8, 16, 32, 64, 128)
@@ -43,10 +44,15 @@ class StreamConfig:
         Weight of the second-order term of a node's score.
     exact_tail
         Tokens at the end of the prompt whose candidates come from exact block masses.
+    forward
+        ``"sparse"``: every layer computes with the kept blocks only, and its pruned output feeds the next one.
+        ``"dense"``: the model's own attention output flows on, and the graph is observed beside it; masses are then
+        shares of the dense softmax, and every row's kept mass is exact.
     audit
         Which rows record the share of the dense attention mass that they keep (see docs/method.md). ``"targets"``: the
         targets' own rows, and the query blocks whose every visible key was scored anyway, exactly; the others as an
         estimate. ``"full"``: all rows exactly, by one dense pass per layer, O(T²) time, O(T) memory. ``"none"``: no row.
+        With ``forward="dense"`` all rows are exact, whatever is asked here.
 
     Raises
     ------
@@ -64,6 +70,7 @@ class StreamConfig:
     start_nodes: int = 256
     variance: float = 0.2
     exact_tail: int = 128
+    forward: Forward = "sparse"
     audit: Audit = "targets"
 
     def __post_init__(self) -> None:
@@ -74,9 +81,9 @@ class StreamConfig:
                 f"budget={self.budget!r} is too small: the sink, own and previous block are always kept, "
                 f"so give at least {FORCED_BLOCKS} blocks, or 'all'."
             )
-        for name, allowed in (("selector", get_args(Selector)), ("audit", get_args(Audit))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        for name, kind in (("selector", Selector), ("forward", Forward), ("audit", Audit)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}.")
         for name, least in (
             ("n_match", 0),
             ("representatives", 1),

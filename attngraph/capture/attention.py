@@ -1,9 +1,10 @@
 """The attention function registered with transformers, and the context manager that switches it on.
 
-transformers calls it for every layer with q, k, v after rotary embedding and q/k norms, not repeated over head groups.
-What can't be traced faithfully is refused by name: batches, padding, packed sequences, caches, bidirectional attention,
-soft caps, attention sinks, and masks other than causal ones with or without a window. No mask is ever built: the mask
-function only looks at the two diagonals that tell these from chunked, packed and prefix-bidirectional ones.
+transformers calls it for every layer with q, k, v after rotary embedding and q/k norms, not repeated over head groups,
+and with the layer's window, soft cap and sinks. What can't be traced faithfully is refused by name: batches, padding,
+packed sequences, caches, bidirectional attention, position biases, keys chosen by the model itself, and masks other
+than causal ones with or without a window. No mask is ever built: the mask function only looks at the two diagonals that
+tell these from chunked, packed and prefix-bidirectional ones.
 """
 
 from __future__ import annotations
@@ -19,11 +20,23 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from attngraph.errors import UnsupportedModelError
+from attngraph_kernels import BlockGrid, Softmax, dense_attention
 
 NAME = "attngraph"
 
-LayerAttention = Callable[[nn.Module, Tensor, Tensor, Tensor, int | None, float], Tensor]
-"""(attention module, q [H, T, d], k [G, T, d], v [G, T, d_v], window, scale) -> output [H, T, d_v]."""
+LayerAttention = Callable[[nn.Module, Tensor, Tensor, Tensor, int | None, float, Softmax], Tensor]
+"""(attention module, q [H, T, d], k [G, T, d], v [G, T, d_v], window, scale, softmax) -> output [H, T, d_v]."""
+
+NOT_TRACED = {
+    "position_bias": "attention scores with a position bias",
+    "indices": "attention over keys that the model chooses itself",
+    "block_indices": "attention over keys that the model chooses itself",
+    "sinks": "attention sinks that are not given as `s_aux`",
+}
+"""Arguments of an attention function that change what it computes, and that attngraph has no use for yet."""
+
+DENSE_BLOCK = 16
+"""Rows are streamed in multiples of this; the result doesn't depend on it."""
 
 _active: ContextVar[LayerAttention | None] = ContextVar("attngraph_attention", default=None)
 
@@ -52,6 +65,14 @@ def replaced_attention(model: PreTrainedModel, attention: LayerAttention) -> Ite
         model.set_attn_implementation(own)
 
 
+def streamed_attention(
+    _: nn.Module, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, softmax: Softmax
+) -> Tensor:
+    """The model's own dense attention, computed in O(T) memory; a `LayerAttention`."""
+    grid = BlockGrid(q.shape[1], DENSE_BLOCK, window)
+    return dense_attention(q, k, v, grid, scale, softmax.softcap, softmax.sinks).output
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -64,7 +85,8 @@ def _attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_ids: Tensor | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     attention = _active.get()
     if attention is None:
@@ -73,9 +95,10 @@ def _attention(
     _refuse_if(query.shape[0] != 1, f"a batch of {query.shape[0]} prompts; capture them one at a time")
     _refuse_if(attention_mask is not None, "padding; give the prompt without it")
     _refuse_if(key.shape[2] != tokens, "a key/value cache; capture the whole prompt in one forward pass")
-    _refuse_if(not getattr(module, "is_causal", True), "attention that is not causal")
-    _refuse_if(softcap is not None, "soft-capped attention scores")
-    _refuse_if(s_aux is not None, "learned attention sinks")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    _refuse_if(not causal, "attention that is not causal")
+    for name, what in NOT_TRACED.items():
+        _refuse_if(others.get(name) is not None, what)
     own_window = getattr(module, "sliding_window", None) if getattr(module, "is_sliding", True) else None
     unsaid = sliding_window is None and own_window is not None
     _refuse_if(unsaid, "a sliding window that the layer does not pass on to its attention function")
@@ -83,7 +106,8 @@ def _attention(
         plain = torch.equal(position_ids.flatten(), torch.arange(tokens, device=position_ids.device))
         _refuse_if(not plain, "position ids that are not 0, 1, 2, … (packed sequences)")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = attention(module, query[0], key[0], value[0], sliding_window, scale)
+    softmax = Softmax(softcap, None if s_aux is None else s_aux.detach().flatten())
+    output = attention(module, query[0], key[0], value[0], sliding_window, scale, softmax)
     return output.transpose(0, 1).unsqueeze(0).contiguous(), None
 
 

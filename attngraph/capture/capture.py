@@ -1,8 +1,9 @@
 """Capture: one forward pass of a model, pruned while it runs, recorded as a graph, committed to a store.
 
 1. Check prompt and settings, and claim a place in the store, before anything slow happens.
-2. Dense reference: the model's own attention says which tokens come next (left out with ``n_match=0``).
+2. Dense reference: the model with all its attention says which tokens come next (left out with ``n_match=0``).
 3. Captured pass: every layer attends over the blocks that the selector keeps, and is written as soon as it is through.
+   With ``forward="dense"`` the layer's whole attention flows on instead, and the kept blocks are only recorded.
 4. Sparse check: the pruned model reads prompt and answer once more, and is compared with the reference.
 5. Commit: tokens, blocks, spans, manifest; then the run folder appears under its final name.
 """
@@ -10,11 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from attngraph.capture.attention import replaced_attention
+from attngraph.capture.attention import replaced_attention, streamed_attention
 from attngraph.capture.cost import dense_cache_bytes, peak_rss_bytes, pruned_shares
 from attngraph.capture.description import describe, prompt_tables
 from attngraph.capture.fidelity import compare, dense_reference, logits_after
@@ -22,9 +24,9 @@ from attngraph.capture.progress import Passes
 from attngraph.capture.recorder import Recorder
 from attngraph.capture.shares import measured_shares
 from attngraph.capture.sparse import SparseAttention
-from attngraph.capture.structure import decoder_layers, text_config
 from attngraph.config import StreamConfig
 from attngraph.models import LanguageModel
+from attngraph.models.structure import decoder_layers, text_config
 from attngraph.store import Cost, Run, RunWriter
 from attngraph.tasks.prompt import Prompt
 
@@ -75,15 +77,16 @@ def capture(
     prompt.check_vocabulary(lm.vocabulary_size)
     layers = decoder_layers(lm.model)
     target = len(ids) - 1
+    pruned = replace(config, forward="sparse")
     answer = () if lm.tokenizer is None else prompt.answer_token_ids(lm.tokenizer)
 
     def dense(following: Sequence[int]) -> Tensor:
-        with passes.measured(DENSE):
+        with passes.measured(DENSE), replaced_attention(lm.model, streamed_attention):
             return logits_after(lm.model, ids, following)
 
     def sparse(following: Sequence[int]) -> Tensor:
         # Every position that predicts is a target, as it would be in a capture of its own.
-        attention = SparseAttention(config, range(target, target + 1 + len(following)))
+        attention = SparseAttention(pruned, range(target, target + 1 + len(following)))
         with passes.measured(CHECK), replaced_attention(lm.model, attention):
             return logits_after(lm.model, ids, following)
 
@@ -97,6 +100,8 @@ def capture(
             measured_shares(layers, recorder.finish),
         ):
             target_logits = logits_after(lm.model, ids, ())[0]
+        if reference is not None and config.forward == "dense":
+            target_logits = sparse(())[0]  # fidelity is the pruned model's, and that has not been run yet
         fidelity = None if reference is None else compare(reference, target_logits, sparse, answer)
         for table, columns in prompt_tables(lm.tokenizer, prompt, config.block_size).items():
             writer.append(table, columns)

@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from attngraph.capture.recorder import Recorder
-from attngraph.capture.structure import text_config
 from attngraph.config import StreamConfig
 from attngraph.models import LanguageModel
+from attngraph.models.structure import text_config
 from attngraph.store import SCHEMA_VERSION, Cost, Fidelity, Manifest, ModelInfo, PromptInfo, SpanInfo
 from attngraph.tasks.prompt import Prompt
 from attngraph.version import __version__
@@ -36,7 +36,7 @@ def describe(
     return Manifest(
         key=task_key(lm, prompt, config),
         attngraph_version=__version__,
-        model=_model_info(lm, tuple(grid.window for grid in recorder.grids)),
+        model=_model_info(lm, tuple(grid.window for grid in recorder.grids), recorder.sinks),
         prompt=PromptInfo(
             tokens=len(prompt.token_ids),
             blocks=config.blocks(len(prompt.token_ids)),
@@ -100,7 +100,7 @@ def prompt_tables(
     }
 
 
-def _model_info(lm: LanguageModel, windows: tuple[int | None, ...]) -> ModelInfo:
+def _model_info(lm: LanguageModel, windows: tuple[int | None, ...], sinks: bool) -> ModelInfo:
     config = text_config(lm.model)
     heads = config.num_attention_heads
     return ModelInfo(
@@ -116,4 +116,5 @@ def _model_info(lm: LanguageModel, windows: tuple[int | None, ...]) -> ModelInfo
         dtype=str(lm.model.dtype).removeprefix("torch."),
         parameters=lm.model.num_parameters(),
         device=str(lm.model.device),
+        sinks=sinks,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attngraph.capture.shares import Shares
 from attngraph.store import RunWriter
-from attngraph_kernels import Attended, BlockGrid, Edges
+from attngraph_kernels import Attended, BlockGrid, Edges, Softmax
 
 Columns = Mapping[str, Any]
 
@@ -32,11 +32,13 @@ class Recorder:
         self.targets = targets
         self.grids: list[BlockGrid] = []
         self.kept_blocks: list[int] = []
+        self.sinks = False
         self._pending: Attended | None = None
 
-    def attended(self, grid: BlockGrid, attended: Attended) -> None:
+    def attended(self, grid: BlockGrid, softmax: Softmax, attended: Attended) -> None:
         """Take a layer's attention; its shares follow when the layer is through."""
         self.grids.append(grid)
+        self.sinks |= softmax.sinks is not None
         self._pending = attended
 
     def finish(self, layer: int, shares: Shares) -> None:

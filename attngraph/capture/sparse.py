@@ -1,4 +1,4 @@
-"""One layer's pruned attention: the selector that the settings ask for, run over the layer's q, k and v."""
+"""One layer's attention as the settings ask for it: pruned, or dense with the graph observed beside it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from attngraph.capture.structure import output_gram
 from attngraph.config import StreamConfig
-from attngraph_kernels import Attended, BlockGrid, Exact, Selector, Stream, attend, dense_attention, value_norms
+from attngraph.models.structure import output_gram
+from attngraph_kernels import (
+    Attended,
+    BlockGrid,
+    Exact,
+    Selector,
+    Softmax,
+    Stream,
+    attend,
+    dense_attention,
+    value_norms,
+)
 
 
 class SparseAttention:
     """A `LayerAttention` that attends over the kept blocks and shows what it did to `record`, where there is one.
+
+    With ``forward="dense"`` it attends over all of them, and shows what the kept ones have of that.
 
     Parameters
     ----------
@@ -32,14 +44,18 @@ class SparseAttention:
         config: StreamConfig,
         targets: Sequence[int] = (),
         spans: Sequence[tuple[int, int]] = (),
-        record: Callable[[BlockGrid, Attended], None] | None = None,
+        record: Callable[[BlockGrid, Softmax, Attended], None] | None = None,
     ) -> None:
         self.config, self.targets, self.spans, self.record = config, targets, spans, record
 
-    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+    def __call__(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, softmax: Softmax
+    ) -> Tensor:
         grid = BlockGrid(q.shape[1], self.config.block_size, window)
         queries, keys, values = q.float(), k.float(), v.float()
-        audited = self.record is not None and self.config.audit == "full"
+        dense = None
+        if self.config.forward == "dense" or (self.record is not None and self.config.audit == "full"):
+            dense = dense_attention(q, k, v, grid, scale, softmax.softcap, softmax.sinks)
         attended = attend(
             queries,
             keys,
@@ -47,13 +63,16 @@ class SparseAttention:
             grid,
             selector_for(self.config, grid, self.targets),
             scale=scale,
+            softmax=softmax,
             value_norm=value_norms(values, output_gram(module, len(q))) if self.record else None,
             targets=self.targets,
             spans=self.spans,
-            dense_log_sum_exp=dense_attention(queries, keys, values, grid, scale).log_sum_exp if audited else None,
+            dense_log_sum_exp=None if dense is None else dense.log_sum_exp,
+            beside=dense if self.config.forward == "dense" else None,
         )
         if self.record:
-            self.record(grid, _unaudited(attended) if self.config.audit == "none" else attended)
+            unaudited = self.config.audit == "none" and dense is None
+            self.record(grid, softmax, _unaudited(attended) if unaudited else attended)
         return attended.output.to(q.dtype)
 
 

@@ -46,13 +46,16 @@ def capture(
         str,
         typer.Option(help="Rows whose dropped attention is measured: none, targets, or full (a dense pass per layer)."),
     ] = "targets",
+    forward: Annotated[
+        str, typer.Option(help="sparse: compute with the kept blocks; dense: only observe them, the whole model runs.")
+    ] = "sparse",
     json: Json = False,
 ) -> None:
     """Run a model on a prompt, pruned, and commit the run to a store.
 
     Example: attngraph capture --model smollm2-135m --task needle --length 4096 --store runs
     """
-    config = config_of(block_size, budget, n_match, selector, audit)
+    config = config_of(block_size, budget, n_match, selector, audit, forward)
     if [task, prompt, text].count(None) != 2:
         raise ConfigError("Give exactly one of --task needle, --prompt FILE.json and --text FILE.txt.")
     if task is not None:

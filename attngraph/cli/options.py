@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 import attngraph as ag
-from attngraph.config import Audit, Selector, StreamConfig
+from attngraph.config import Audit, Forward, Selector, StreamConfig
 from attngraph.errors import ConfigError
 
 if TYPE_CHECKING:  # at run time the graph's libraries would slow `attngraph --help` down
@@ -39,7 +39,12 @@ SinkPolicy = Annotated[str, typer.Option("--sink", help="Edges from block 0: kee
 
 
 def config_of(
-    block_size: int, budget: str, n_match: int = 2, selector: str = "stream", audit: str = "targets"
+    block_size: int,
+    budget: str,
+    n_match: int = 2,
+    selector: str = "stream",
+    audit: str = "targets",
+    forward: str = "sparse",
 ) -> StreamConfig:
     """The capture's settings from what was typed."""
     return StreamConfig(
@@ -48,6 +53,7 @@ def config_of(
         n_match=n_match,
         selector=cast(Selector, selector),
         audit=cast(Audit, audit),
+        forward=cast(Forward, forward),
     )
 
 

@@ -1,12 +1,14 @@
 """What must hold for the numbers in a run's tables; each check yields one sentence per problem.
 
-The masses of a query row are a softmax over its kept keys, so they sum to 1, and so do residual and attention
-shares. Both are stored with some rounding, hence `TOLERANCE`.
+The masses of a query row are a softmax over its kept keys, so they sum to 1; beside a dense forward pass they are
+shares of the dense softmax and sum to the row's kept mass. A learned sink takes a part of either that is on no edge:
+the masses then sum to that much at most. Residual and attention shares sum to 1. All are stored with some rounding, hence
+`TOLERANCE`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,20 +33,19 @@ def check_order(table: Table, columns: Columns) -> Iterator[str]:
         yield f"rows are repeated: {', '.join(table.sort)} must be unique"
 
 
-def check_edges(columns: Columns, manifest: Manifest) -> Iterator[str]:
-    """Edges within the run's heads and blocks, causal, their masses a softmax per row."""
+def check_edges(columns: Columns, rows: Columns, manifest: Manifest) -> Iterator[str]:
+    """Edges within the run's heads and blocks, causal, their masses adding up per row."""
     heads, blocks = manifest.model.heads, manifest.prompt.blocks
     ranges = list(_out_of_range(columns, {"head": heads, "query_block": blocks, "key_block": blocks}))
     yield from ranges
     yield from _count("key_block above query_block", columns["key_block"] > columns["query_block"])
     yield from _bad_weights(columns)
     if not ranges:
-        row = columns["head"].astype(np.int64) * blocks + columns["query_block"]
-        yield from _row_sums(row, columns["mass"], heads * blocks, blocks, "query block", lambda column: column)
+        yield from _row_sums(columns, rows, "query_block", np.arange(blocks), manifest)
 
 
-def check_target_edges(columns: Columns, manifest: Manifest) -> Iterator[str]:
-    """Target edges from the manifest's targets, causal, their masses a softmax per target."""
+def check_target_edges(columns: Columns, rows: Columns | None, manifest: Manifest) -> Iterator[str]:
+    """Target edges from the manifest's targets, causal, their masses adding up per target."""
     heads, blocks = manifest.model.heads, manifest.prompt.blocks
     targets = np.sort(np.asarray(manifest.prompt.targets, dtype=np.int64))
     ranges = list(_out_of_range(columns, {"head": heads, "key_block": blocks}))
@@ -57,28 +58,22 @@ def check_target_edges(columns: Columns, manifest: Manifest) -> Iterator[str]:
     )
     yield from _bad_weights(columns)
     if not ranges and not unknown.any():
-        row = columns["head"].astype(np.int64) * targets.size + np.searchsorted(targets, columns["target"])
-        yield from _row_sums(
-            row,
-            columns["mass"],
-            heads * targets.size,
-            targets.size,
-            "target",
-            lambda column: int(targets[column]),
-        )
+        yield from _row_sums(columns, rows, "target", targets, manifest)
 
 
 def check_rows(columns: Columns, edges: Columns, manifest: Manifest) -> Iterator[str]:
     """One row per head and query block, whose `kept` counts its edges; kept masses from 0 to 1, audited as told."""
     blocks = np.arange(manifest.prompt.blocks)
-    yield from _kept_rows(columns, edges, "query_block", blocks, manifest, audited=manifest.config.audit == "full")
+    audited = manifest.config.audit == "full" or manifest.config.forward == "dense"
+    yield from _kept_rows(columns, edges, "query_block", blocks, manifest, audited=audited)
     yield from _outside_one(columns, "kept_mass_estimate")
 
 
 def check_target_rows(columns: Columns, edges: Columns, manifest: Manifest) -> Iterator[str]:
     """The same for the targets."""
     targets = np.sort(np.asarray(manifest.prompt.targets, dtype=np.int64))
-    yield from _kept_rows(columns, edges, "target", targets, manifest, audited=manifest.config.audit != "none")
+    audited = manifest.config.audit != "none" or manifest.config.forward == "dense"
+    yield from _kept_rows(columns, edges, "target", targets, manifest, audited=audited)
 
 
 def check_shares(columns: Columns, manifest: Manifest) -> Iterator[str]:
@@ -108,8 +103,8 @@ def check_span_edges(columns: Columns, manifest: Manifest) -> Iterator[str]:
 def check_layer(layers: Mapping[str, Columns], manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Every check of one layer; `layers` maps table to columns. Yields table and problem."""
     found: dict[str, Iterator[str]] = {
-        "edges": check_edges(layers["edges"], manifest),
-        "target_edges": check_target_edges(layers["target_edges"], manifest),
+        "edges": check_edges(layers["edges"], layers["rows"], manifest),
+        "target_edges": check_target_edges(layers["target_edges"], layers.get("target_rows"), manifest),
         "rows": check_rows(layers["rows"], layers["edges"], manifest),
         "shares": check_shares(layers["shares"], manifest),
         "span_edges": check_span_edges(layers["span_edges"], manifest),
@@ -208,18 +203,23 @@ def _bad_weights(columns: Columns) -> Iterator[str]:
 
 
 def _row_sums(
-    row: npt.NDArray[np.int64],
-    mass: npt.NDArray[np.float32],
-    rows: int,
-    width: int,
-    what: str,
-    label: Callable[[int], int],
+    edges: Columns, rows: Columns | None, name: str, known: npt.NDArray[np.int64], manifest: Manifest
 ) -> Iterator[str]:
-    sums = np.bincount(row, weights=np.nan_to_num(mass.astype(np.float64)), minlength=rows)
-    wrong = np.abs(sums - 1) > TOLERANCE
+    """Problems of the masses of each head and each of the `known` (ascending) values of the edges' column `name`."""
+    count = manifest.model.heads * known.size
+    row = _row_numbers(edges, name, known, manifest.model.heads)
+    sums = np.bincount(row, weights=np.nan_to_num(edges["mass"].astype(np.float64)), minlength=count)
+    expected, what = np.ones(count), "1"
+    if manifest.config.forward == "dense" and rows is not None:
+        at = _row_numbers(rows, name, known, manifest.model.heads)
+        expected[at[at >= 0]], what = rows["kept_mass"][at >= 0], "their kept mass"
+    if manifest.model.sinks:
+        wrong, problem = ~(sums <= expected + TOLERANCE), f"sum to more than {what}"
+    else:
+        wrong, problem = ~(np.abs(sums - expected) <= TOLERANCE), f"don't sum to {what}"
     if wrong.any():
-        head, column = divmod(int(wrong.argmax()), width)
+        head, column = divmod(int(wrong.argmax()), known.size)
         yield (
-            f"masses of {int(wrong.sum())} of {rows} rows don't sum to 1, first {sums[wrong.argmax()]:.6g} "
-            f"for head {head} and {what} {label(column)}"
+            f"masses of {int(wrong.sum())} of {count} rows {problem}, first {sums[wrong.argmax()]:.6g} "
+            f"for head {head} and {name.replace('_', ' ')} {known[column]}"
         )

@@ -194,6 +194,7 @@ class RunLayers:
             blocks=self._by_head(rows, "kept_mass", block, self.blocks),
             estimate=self._by_head(rows, "kept_mass_estimate", block, self.blocks),
             targets=self._by_head(target_rows, "kept_mass", target, len(self.targets)),
+            dense_masses=self._manifest.config.forward == "dense",
         )
 
     def _by_head(

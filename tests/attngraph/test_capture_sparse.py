@@ -9,7 +9,7 @@ import torch
 
 import attngraph as ag
 from tests.attngraph.tiny_models import (
-    ARCHITECTURES,
+    FEW,
     as_array,
     available,
     by_block,
@@ -32,7 +32,7 @@ def sparse(budget: int | str = 3, **settings) -> ag.StreamConfig:
     return ag.StreamConfig(budget=budget, **settings)
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", FEW)
 @pytest.mark.parametrize(
     "config", [sparse(), sparse(5), sparse("all"), sparse(4, selector="exact"), ag.StreamConfig(n_match=0)]
 )

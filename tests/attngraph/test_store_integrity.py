@@ -218,6 +218,46 @@ def test_wrong_values_are_found(copy, table, change, problem):
     assert any(re.search(problem, found) for found in verification.problems), verification.problems
 
 
+def change_all(folder, name, change):
+    for group in range(2):
+        damage(folder, name, change, group)
+
+
+def scale_masses(factor):
+    def change(columns):
+        columns["mass"] = [factor * mass for mass in columns["mass"]]
+
+    return change
+
+
+def test_with_sinks_masses_sum_to_1_at_most(copy):
+    edit_manifest(copy, lambda document: document["model"].update(sinks=True))
+    for name in ("edges", "target_edges"):
+        change_all(copy, name, scale_masses(0.6))
+    assert verify_run(copy).problems == ()
+    for name, row in (("edges", "query block 0"), ("target_edges", "target 40")):
+        damage(copy, name, put("mass", 0, 1.5))
+        assert any(f"{name}.parquet: layer 1: masses of 1 of" in problem for problem in verify_run(copy).problems)
+        assert any(f"sum to more than 1, first 1.5 for head 0 and {row}" in p for p in verify_run(copy).problems) == (
+            name == "edges"
+        )
+
+
+def test_beside_a_dense_pass_masses_sum_to_the_kept_mass(copy):
+    edit_manifest(copy, lambda document: document["config"].update(forward="dense", audit="none"))
+    assert any("kept_mass null" in problem for problem in verify_run(copy).problems)
+    for name, rows in (("edges", "rows"), ("target_edges", "target_rows")):
+        change_all(copy, name, scale_masses(0.6))
+        change_all(copy, rows, lambda columns: columns.update(kept_mass=[0.6] * len(columns["kept"])))
+    assert verify_run(copy).problems == ()
+    for name in ("edges", "target_edges"):
+        damage(copy, name, put("mass", 0, 0.9))
+        assert any(
+            re.search(rf"{name}.parquet: layer 1: masses of 1 of \d+ rows don't sum to their kept mass", problem)
+            for problem in verify_run(copy).problems
+        )
+
+
 def missing(folder, name):
     (folder / name).unlink()
 
