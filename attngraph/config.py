@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from attngraph.errors import ConfigError
 
-Selector = Literal["stream", "exact"]
+Selector = Literal["stream", "representative", "flat", "exact"]
 Forward = Literal["sparse", "dense"]
 Audit = Literal["none", "targets", "full"]
 
@@ -28,20 +28,20 @@ class StreamConfig:
         Key blocks kept per query block and head, the forced ones (sink, own, previous) included;
         at least 3, at most the prompt's number of blocks, or ``"all"`` for no pruning.
     selector
-        ``"stream"``: the hierarchical search, O(T log T). ``"exact"``: the true block masses, O(T²) time, O(T) memory.
+        ``"stream"``: the hierarchical search, O(T log T). To compare with: ``"representative"``, a descent with one key
+        per node, O(T log T); ``"flat"``, mean queries against mean keys, O((T / block_size)²); ``"exact"``, the true
+        block masses, O(T²). Memory is O(T) with each.
     n_match
         Greedy next tokens compared between the dense and the sparse model (Rosser et al. 2025 use 2);
         0 leaves out the fidelity check and its dense forward pass.
     representatives
         Weighted key representatives per node of the key pyramid.
     query_representatives
-        Weighted query representatives per query block; ``None`` for half the block size.
+        Weighted query representatives per query block; ``None`` for a quarter of the block size.
     candidates
-        Candidates that are scored exactly, as a multiple of the budget; also the width of the descent.
+        Candidates whose keys are all scored, as a multiple of the budget; also the width of the descent.
     start_nodes
         The descent starts at the finest level of the pyramid with at most this many nodes.
-    variance
-        Weight of the second-order term of a node's score.
     exact_tail
         Tokens at the end of the prompt whose candidates come from exact block masses.
     forward
@@ -64,11 +64,10 @@ class StreamConfig:
     budget: int | Literal["all"] = 8
     selector: Selector = "stream"
     n_match: int = 2
-    representatives: int = 4
+    representatives: int = 8
     query_representatives: int | None = None
     candidates: int = 3
-    start_nodes: int = 256
-    variance: float = 0.2
+    start_nodes: int = 512
     exact_tail: int = 128
     forward: Forward = "sparse"
     audit: Audit = "targets"
@@ -99,8 +98,6 @@ class StreamConfig:
                 f"query_representatives={self.query_representatives!r} must be between 1 and "
                 f"block_size={self.block_size}."
             )
-        if not 0.0 <= self.variance <= 1.0:
-            raise ConfigError(f"variance={self.variance!r} must be between 0 and 1.")
 
     def blocks(self, tokens: int) -> int:
         """Number of blocks that a prompt of `tokens` tokens is cut into."""

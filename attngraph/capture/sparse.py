@@ -13,6 +13,8 @@ from attngraph_kernels import (
     Attended,
     BlockGrid,
     Exact,
+    Flat,
+    Representative,
     Selector,
     Softmax,
     Stream,
@@ -86,13 +88,16 @@ def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int]) 
     budget = config.budget_for(grid.tokens)
     if config.selector == "exact":
         return Exact(budget=budget)
+    exact_blocks = frozenset(target // grid.size for target in targets)
+    if config.selector != "stream":
+        plain = Representative if config.selector == "representative" else Flat
+        return plain(budget=budget, exact_tail=config.exact_tail, exact_blocks=exact_blocks)
     return Stream(
         budget=budget,
+        exact_tail=config.exact_tail,
+        exact_blocks=exact_blocks,
         representatives=config.representatives,
         query_representatives=config.query_representatives,
         candidates=config.candidates,
         start_nodes=config.start_nodes,
-        variance=config.variance,
-        exact_tail=config.exact_tail,
-        exact_blocks=frozenset(target // grid.size for target in targets),
     )

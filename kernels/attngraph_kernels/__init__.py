@@ -9,7 +9,7 @@ from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen
 from attngraph_kernels.coreset import Coreset, coreset
 from attngraph_kernels.pyramid import Pyramid, pyramid
-from attngraph_kernels.select import BlockSelection, Exact, Selector, Stream, select
+from attngraph_kernels.select import BlockSelection, Exact, Flat, Representative, Selector, Stream, select
 from attngraph_kernels.softmax import PLAIN, Softmax
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "DenseAttention",
     "Edges",
     "Exact",
+    "Flat",
     "Pyramid",
+    "Representative",
     "Selector",
     "Softmax",
     "Stream",

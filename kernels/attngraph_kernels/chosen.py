@@ -1,7 +1,7 @@
 """From scores to kept blocks: the forced ones, then those with the most attention mass.
 
-`keep` decides among scored candidates; `choose_dense` makes every visible block a candidate, `choose_rows` does so for
-single query rows. Of two blocks with equal mass the earlier one is kept.
+`choose_dense` makes every visible block a candidate, `choose_rows` does so for single query rows; `gathered_scores`,
+`block_mass` and `most_mass` are the steps for a few candidates. Of two blocks with equal mass the earlier one is kept.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def choose_dense(
     earliest = torch.tensor([grid.first_visible(b) for b in range(start, stop)], device=keys.device)
     own = torch.arange(start, stop, device=keys.device)
     seen = (blocks >= earliest[:, None]) & (blocks <= own[:, None])
-    return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, softmax, complete=True)
+    return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, softmax)
 
 
 def choose_rows(
@@ -99,25 +99,10 @@ def choose_rows(
     return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size)), _kept_share(mass, slots)
 
 
-def keep(
-    blocks: Tensor,
-    scores: Tensor,
-    grid: BlockGrid,
-    start: int,
-    budget: int,
-    softmax: Softmax = PLAIN,
-    *,
-    complete: bool,
-) -> Chosen:
-    """Keep the `budget` candidates with the most mass, the forced ones before all others."""
+def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: int, softmax: Softmax = PLAIN) -> Chosen:
+    """Keep the `budget` of all visible blocks with the most mass, the forced ones before all others."""
     heads, count, size, width, _ = scores.shape
-    shares = softmax.probabilities(scores.flatten(3)).view_as(scores)
-    rows = torch.full((count,), size, device=scores.device)
-    if start + count == grid.count:
-        rows[-1] = grid.rows(grid.count - 1)
-        shares[:, -1, grid.rows(grid.count - 1) :] = 0
-    # Summed key by key, then row by row: every block in the same order, so that equal blocks tie exactly.
-    mass = shares.sum(dim=-1).sum(dim=2).div_(rows[:, None])
+    mass = block_mass(scores, grid, start, softmax)
     own = torch.arange(start, start + count, device=blocks.device)
     kept, slots = most_mass(mass, blocks, own, grid, min(budget, width))
     row = torch.arange(heads * count * size, device=blocks.device).view(heads, count, size, 1)
@@ -127,8 +112,43 @@ def keep(
         missing = budget - slots.shape[-1]
         kept = torch.nn.functional.pad(kept, (missing, 0), value=-1)
         picked = torch.nn.functional.pad(picked, (0, 0, missing, 0), value=-torch.inf)
-    share = _kept_share(mass, slots) if complete else mass.new_full((heads, count), torch.nan)
-    return Chosen(start, kept, picked, share)
+    return Chosen(start, kept, picked, _kept_share(mass, slots))
+
+
+def block_mass(scores: Tensor, grid: BlockGrid, start: int, softmax: Softmax = PLAIN) -> Tensor:
+    """Mean over each query block's rows of the probability on each candidate, [P, B, C]."""
+    count, size = scores.shape[1:3]
+    shares = softmax.probabilities(scores.flatten(3)).view(scores.shape)
+    rows = torch.full((count,), size, device=scores.device)
+    if start + count == grid.count:
+        rows[-1] = grid.rows(grid.count - 1)
+        shares[:, -1, grid.rows(grid.count - 1) :] = 0
+    # Summed key by key, then row by row: every block in the same order, so that equal blocks tie exactly.
+    return shares.sum(dim=-1).sum(dim=2).div_(rows[:, None])
+
+
+def gathered_scores(
+    queries: Tensor, keys: Tensor, blocks: Tensor, grid: BlockGrid, start: int, softmax: Softmax = PLAIN
+) -> Tensor:
+    """Scores [P, B, size, C, size] of the query blocks from `start` on with the keys of their `blocks` [P, B, C].
+
+    `blocks` ascend, the own block is always the last; a key that is not visible, or of a block -1, has -inf.
+    """
+    heads, count, width = blocks.shape
+    size = grid.size
+    found = keys.flatten(1).index_select(0, blocks.clamp_min(0).flatten()).view(heads * count, width * size, -1)
+    scores = softmax.capped(torch.bmm(queries[:, start : start + count].flatten(0, 1), found.transpose(1, 2)))
+    scores = scores.view(heads, count, size, width, size)
+    if not grid.windowed:
+        future = torch.ones(size, size, dtype=torch.bool, device=blocks.device).triu_(1)
+        scores[..., -1, :].masked_fill_(future, -torch.inf)
+        absent = blocks < 0
+        return scores.masked_fill_(absent[:, :, None, :, None], -torch.inf) if absent.any() else scores
+    within = torch.arange(size, device=blocks.device)
+    positions = torch.arange(start, start + count, device=blocks.device)[:, None] * size + within
+    reached = blocks[:, :, None, :, None] * size + within
+    hidden = ~grid.visible(positions[None, :, :, None, None], reached)
+    return scores.masked_fill_(hidden | (blocks < 0)[:, :, None, :, None], -torch.inf)
 
 
 def _kept_share(mass: Tensor, slots: Tensor) -> Tensor:

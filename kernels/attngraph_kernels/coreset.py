@@ -4,12 +4,13 @@ Each set of m points is reduced to r groups (Gonzalez 1985, farthest-first trave
 
 1. take the point farthest from the set's mean, then r - 1 times the point farthest from those taken;
 2. assign every point to its nearest taken point;
-3. replace each group by its weight, its weighted mean and its per-dimension variance.
+3. replace each group by its weight, its weighted mean and its spread, the mean squared distance of its points from
+   that mean.
 
 An outlier is farthest from everything, so it keeps a representative of its own. Means, boxes and single representatives
 average it away, and a sharp attention head needs just that one key. Distances are measured after multiplying the points
 by `metric`: with a Cholesky factor of E[q qᵀ], the squared distance of two keys is the expected squared difference of
-their attention scores.
+their attention scores, and the spread of a group is the expected variance of its scores.
 """
 
 from __future__ import annotations
@@ -19,17 +20,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SLICE_ELEMENTS = 1 << 19
+"""Numbers in the points reduced at once: small enough for a processor's cache."""
+
+
+SLICE_ELEMENTS = 1 << 19
+"""Numbers in the points reduced at once: small enough for a processor's cache."""
+
 
 class Coreset(NamedTuple):
-    """Weighted representatives of N sets: `mean` and `variance` [N, r, d], `weight` [N, r] (0 = unused)."""
+    """Weighted representatives of N sets: `mean` [N, r, d]; `weight` (0 = unused) and `spread` [N, r]."""
 
     mean: Tensor
     weight: Tensor
-    variance: Tensor
+    spread: Tensor
 
 
 def coreset(
-    points: Tensor, weight: Tensor, representatives: int, metric: Tensor, variance: Tensor | None = None
+    points: Tensor, weight: Tensor, representatives: int, metric: Tensor, spread: Tensor | None = None
 ) -> Coreset:
     """Reduce N sets of m weighted points to `representatives` groups each.
 
@@ -43,18 +51,26 @@ def coreset(
         r, the number of groups; sets with fewer distinct points leave groups unused.
     metric
         [d, d]; distances are Euclidean between rows of ``points @ metric``.
-    variance
-        [N, m, d], the variance that each point already stands for; none for raw points.
+    spread
+        [N, m], the spread that each point already stands for; none for raw points.
     """
+    sets = max(1, SLICE_ELEMENTS // points[0].numel())
+    spreads = torch.zeros_like(weight) if spread is None else spread
+    slices = zip(*(torch.split(part, sets) for part in (points, weight, spreads)), strict=True)
+    reduced = [_reduced(*part, representatives, metric) for part in slices]
+    return Coreset(*(torch.cat(parts) for parts in zip(*reduced, strict=True)))
+
+
+def _reduced(points: Tensor, weight: Tensor, spread: Tensor, representatives: int, metric: Tensor) -> Coreset:
     distance, from_mean = _squared_distances(points @ metric, weight)
     nearest = _farthest_first(distance, from_mean, weight, min(representatives, points.shape[1]))
-    member = torch.nn.functional.one_hot(nearest, representatives).to(points.dtype).mul_(weight.unsqueeze(-1))
-    member = member.transpose(1, 2)
+    group = torch.arange(representatives, device=points.device)[:, None]
+    member = (nearest.unsqueeze(1) == group) * weight.unsqueeze(1)
     total = member.sum(dim=-1)
     share = member / total.clamp_min(torch.finfo(points.dtype).tiny).unsqueeze(-1)
-    mean = share @ points
-    second = points.square() if variance is None else points.square().add_(variance)
-    return Coreset(mean, total, (share @ second).sub_(mean.square()).clamp_min_(0))
+    # For shares s that sum to one, Σ_ij s_i s_j ‖x_i − x_j‖² / 2 = Σ_i s_i ‖x_i − mean‖².
+    within = (share @ distance).mul_(share).sum(dim=-1).div_(2).clamp_min_(0)
+    return Coreset(share @ points, total, within.add_((share * spread.unsqueeze(1)).sum(dim=-1)))
 
 
 def _squared_distances(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,18 @@ O(T) once per key/value head, in the metric of the queries that will read it.
 
 A node's score for a query q is the log-sum-exp over its representatives of
 
-    q·μ + log(count) + variance · Σ_d q_d² · σ²_d
+    q·μ + log(count) + bump(spread, count)
 
-which is the second-order expansion of the log of the node's summed exponentials. The three terms are one matrix product
-of `query_features` with the level's `features`.
+The last two terms stand for the log of the group's summed exponentials beyond that of its mean. Were the group's scores
+a large normal sample of variance s², the bump would be s²/2; but a sample of n has no point beyond about s·√(2·ln n),
+so from s = √(2·ln n) on it is s·√(2·ln n) − ln n (the freezing of the random energy model, Derrida 1981). s² is the
+group's spread: the variance of its scores, mean over the queries. So one product with its features scores a level.
+
+Two plain pyramids are here to compare with: `centre_pyramid`, one key standing for all of a node (as in HiP, Lee et al.
+2025, arXiv 2406.09827), and `mean_level`, the mean key of each block.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +28,8 @@ from attngraph_kernels.coreset import Coreset, coreset
 ABSENT = -1e30
 """Log count of an unused representative: finite, so that no NaN can come of it."""
 
-
-class Pyramid(NamedTuple):
-    """The levels as feature tables [nodes, r, 2d + 1], finest (the blocks themselves) first."""
-
-    features: tuple[Tensor, ...]
-
-    def start(self, nodes: int) -> int:
-        """The finest level with at most `nodes` nodes; the coarsest if all have more."""
-        return next((level for level, table in enumerate(self.features) if len(table) <= nodes), len(self.features) - 1)
+Pyramid = tuple[Tensor, ...]
+"""The levels as feature tables [nodes, r, d + 1], finest (the blocks themselves) first."""
 
 
 def second_moment_factor(x: Tensor) -> Tensor:
@@ -44,27 +40,52 @@ def second_moment_factor(x: Tensor) -> Tensor:
     return factor.to(x.dtype)
 
 
-def pyramid(
-    k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, variance: float, coarsest: int
-) -> Pyramid:
+def pyramid(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, coarsest: int) -> Pyramid:
     """Build the pyramid of one key/value head, up to the first level with at most `coarsest` nodes.
 
     Parameters
     ----------
     k
-        [T, d], centred (softmax does not see a shift common to all keys, and small numbers keep the variances exact).
+        [T, d], centred (softmax does not see a shift common to all keys, and small numbers keep the spreads exact).
     metric
         [d, d], a factor of the second moment of the queries that read these keys.
-    variance
-        Weight of the second-order term.
     """
-    weight = into_blocks(k.new_ones(grid.tokens, 1), grid.size).squeeze(-1)
-    nodes = coreset(into_blocks(k, grid.size), weight, representatives, metric)
-    levels = [_features(nodes, variance)]
+    nodes = coreset(into_blocks(k, grid.size), present(grid, k), representatives, metric)
+    levels = [_features(nodes)]
     while len(nodes.mean) > coarsest:
-        nodes = coreset(_pairs(nodes.mean), _pairs(nodes.weight), representatives, metric, _pairs(nodes.variance))
-        levels.append(_features(nodes, variance))
-    return Pyramid(tuple(levels))
+        nodes = coreset(_pairs(nodes.mean), _pairs(nodes.weight), representatives, metric, _pairs(nodes.spread))
+        levels.append(_features(nodes))
+    return tuple(levels)
+
+
+def centre_pyramid(k: Tensor, grid: BlockGrid, coarsest: int) -> Pyramid:
+    """Every node is its middle key, whatever stands around it; parameters as in `pyramid`."""
+    levels: list[Tensor] = []
+    while not levels or len(levels[-1]) > coarsest:
+        width = grid.size << len(levels)
+        at = torch.arange(width // 2, grid.tokens + width // 2, width, device=k.device).clamp_max(grid.tokens - 1)
+        levels.append(torch.cat([k[at], k.new_zeros(len(at), 1)], dim=-1).unsqueeze(1))
+    return tuple(levels)
+
+
+def mean_level(k: Tensor, grid: BlockGrid) -> Pyramid:
+    """A single level: the mean key of every block."""
+    rows = present(grid, k).sum(dim=1, keepdim=True)
+    return (torch.cat([into_blocks(k, grid.size).sum(dim=1) / rows, rows.log()], dim=-1).unsqueeze(1),)
+
+
+def present(grid: BlockGrid, like: Tensor) -> Tensor:
+    """[n, size]: 1 for a token, 0 for padding."""
+    return into_blocks(like.new_ones(grid.tokens, 1), grid.size).squeeze(-1)
+
+
+def siblings(table: Tensor) -> Tensor:
+    """A level's features [nodes, r, f], the two children of each parent in one row: [parents, 2·r, f]."""
+    if len(table) % 2:
+        absent = torch.zeros_like(table[:1])
+        absent[..., -1] = ABSENT
+        table = torch.cat([table, absent])
+    return table.reshape(len(table) // 2, 2 * table.shape[1], table.shape[2])
 
 
 def _pairs(x: Tensor) -> Tensor:
@@ -73,11 +94,18 @@ def _pairs(x: Tensor) -> Tensor:
     return even.reshape(len(even) // 2, 2 * even.shape[1], *even.shape[2:])
 
 
-def _features(nodes: Coreset, variance: float) -> Tensor:
+def _features(nodes: Coreset) -> Tensor:
     log_count = nodes.weight.log().clamp_min_(ABSENT)
-    return torch.cat([nodes.mean, variance * nodes.variance, log_count.unsqueeze(-1)], dim=-1)
+    return torch.cat([nodes.mean, (log_count + _bump(nodes.spread, log_count)).unsqueeze(-1)], dim=-1)
+
+
+def _bump(spread: Tensor, log_count: Tensor) -> Tensor:
+    """How far the log of a group's mean exponential lies above its mean score."""
+    critical = log_count.clamp_min(0).mul(2).sqrt()  # in standard deviations
+    deviation = spread.sqrt()
+    return torch.where(deviation < critical, spread / 2, deviation * critical - critical.square() / 2)
 
 
 def query_features(q: Tensor) -> Tensor:
-    """[..., d] to [..., 2d + 1]: q, q² and 1, to be multiplied with a level's features."""
-    return torch.cat([q, q.square(), q.new_ones(*q.shape[:-1], 1)], dim=-1)
+    """[..., d] to [..., d + 1]: q and 1, to be multiplied with a level's features."""
+    return torch.cat([q, q.new_ones(*q.shape[:-1], 1)], dim=-1)

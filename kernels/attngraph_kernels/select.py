@@ -7,10 +7,13 @@ The `stream` search finds, for each query block, the key blocks that hold most o
 3. **Descent.** Score the finest level with at most `start_nodes` nodes, keep the best `candidates · budget` nodes,
    split them into their children, and repeat down to the blocks. A node's score for a query block is its softmax share
    among the nodes alive in the row, summed over the query representatives by weight.
-4. **Re-score.** The surviving blocks are scored exactly, with all queries of the block; the `budget` blocks with the
-   most mass stay. `attend` goes on with these scores.
+4. **Re-score.** The surviving blocks are scored with all their keys and all queries of the block; the `budget` blocks
+   with the most mass stay. Up to here scores are a ranking (`descent.py`); those of the kept blocks, in fp32, are what
+   `attend` goes on with.
 5. **Exact rows.** Where all visible blocks are few anyway (early rows, narrow windows), in the last `exact_tail` tokens
    and in the target blocks, every visible block is a candidate.
+
+`representative` and `flat` are simple searches to compare with, `exact` the brute force that all are measured by.
 
 Forced blocks (sink, own, previous) are candidates always and are kept always, inside the budget. In a layer with a
 sliding window the sink is not forced. Of two blocks with equal mass the earlier one is kept.
@@ -32,7 +35,7 @@ from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen, choose_dense, dense_chunks
-from attngraph_kernels.descent import Descent
+from attngraph_kernels.descent import Descent, Index, centre_index, coreset_index, mean_index
 from attngraph_kernels.softmax import PLAIN, Softmax
 
 SEARCH_BLOCKS = 32
@@ -65,52 +68,83 @@ class Exact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
-    """The hierarchical search: O(T log T) time, O(T) memory. Parameters as in `attngraph.StreamConfig`.
+class Search:
+    """Rows with few visible blocks, and those asked for, choose among all of these; a descent serves the others.
 
-    `exact_blocks` are further query blocks whose candidates are all visible blocks, like those of the exact tail.
+    `exact_tail` tokens at the end and the query blocks `exact_blocks` are asked for.
     """
 
     budget: int
-    representatives: int = 4
-    query_representatives: int | None = None
-    candidates: int = 3
-    start_nodes: int = 256
-    variance: float = 0.2
     exact_tail: int = 128
     exact_blocks: frozenset[int] = field(default_factory=frozenset)
+
+    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
+        """What the descent goes by."""
+        raise NotImplementedError
+
+    @property
+    def beam(self) -> int:
+        """Blocks that survive the descent."""
+        return self.budget
 
     def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid, softmax: Softmax = PLAIN) -> Iterator[Chosen]:
         budget = min(self.budget, grid.count)
         keys, queries = into_blocks(k, grid.size), into_blocks(q, grid.size)
-        search = None
+        descent = None
         for dense, group in groupby(range(grid.count), key=lambda block: self._is_dense(block, grid)):
             if dense:
                 for start, stop in dense_chunks(list(group), len(q), grid):
                     yield choose_dense(queries, keys, grid, start, stop, budget, softmax)
                 continue
-            search = search or self._descent(q, k, grid, budget, softmax)
+            descent = descent or Descent(q, k, grid, self.index(q, k, grid), beam=self.beam, softmax=softmax)
             rows = list(group)
             for start in range(rows[0], rows[-1] + 1, SEARCH_BLOCKS):
-                yield search.choose(start, min(start + SEARCH_BLOCKS, rows[-1] + 1), budget)
+                yield descent.choose(start, min(start + SEARCH_BLOCKS, rows[-1] + 1), budget)
 
-    def _descent(self, q: Tensor, k: Tensor, grid: BlockGrid, budget: int, softmax: Softmax) -> Descent:
-        return Descent(
+    def _is_dense(self, block: int, grid: BlockGrid) -> bool:
+        limit = self.beam * (4 if grid.windowed else 1)
+        in_tail = min(grid.tokens, (block + 1) * grid.size) > grid.tokens - self.exact_tail
+        return grid.available(block) <= limit or in_tail or block in self.exact_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream(Search):
+    """The hierarchical search: O(T log T) time, O(T) memory. Parameters as in `attngraph.StreamConfig`."""
+
+    representatives: int = 8
+    query_representatives: int | None = None
+    candidates: int = 3
+    start_nodes: int = 512
+
+    @property
+    def beam(self) -> int:
+        return self.candidates * self.budget
+
+    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
+        return coreset_index(
             q,
             k,
             grid,
-            beam=self.candidates * budget,
             representatives=self.representatives,
-            query_representatives=self.query_representatives or max(1, grid.size // 2),
+            query_representatives=self.query_representatives or max(1, grid.size // 4),
             start_nodes=self.start_nodes,
-            variance=self.variance,
-            softmax=softmax,
         )
 
-    def _is_dense(self, block: int, grid: BlockGrid) -> bool:
-        limit = self.candidates * self.budget * (4 if grid.windowed else 1)
-        in_tail = min(grid.tokens, (block + 1) * grid.size) > grid.tokens - self.exact_tail
-        return grid.available(block) <= limit or in_tail or block in self.exact_blocks
+
+@dataclass(frozen=True, kw_only=True)
+class Representative(Search):
+    """A descent with one key for each node, its middle one (as in HiP, Lee et al. 2025, arXiv 2406.09827)."""
+
+    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
+        return centre_index(q, k, grid, start_nodes=2 * self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat(Search):
+    """The mean query of a block against the mean key of every block: O((T / block)²)."""
+
+    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
+        return mean_index(q, k, grid)
 
 
 class BlockSelection(NamedTuple):

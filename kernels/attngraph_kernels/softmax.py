@@ -22,6 +22,11 @@ class Softmax:
     softcap: float | None = None
     sinks: Tensor | None = None
 
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether probabilities stay what they are when all scores of a query rise alike."""
+        return self.softcap is None and self.sinks is None
+
     def split(self, groups: int) -> list[Softmax]:
         """One for the heads of each key/value head, in order."""
         if self.sinks is None:
@@ -33,10 +38,11 @@ class Softmax:
         return scores if self.softcap is None else scores.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Softmax of capped scores [H, ..., keys] over the keys and the sink."""
+        """Softmax of capped scores [H, ..., keys] over the keys and the sink, fp32."""
         if self.sinks is None:
-            return scores.softmax(dim=-1)
-        return torch.cat([scores, self.sink_scores(scores[..., :1])], dim=-1).softmax(dim=-1)[..., :-1]
+            return scores.softmax(dim=-1, dtype=torch.float32)
+        both = torch.cat([scores, self.sink_scores(scores[..., :1])], dim=-1)
+        return both.softmax(dim=-1, dtype=torch.float32)[..., :-1]
 
     def sink_scores(self, like: Tensor) -> Tensor:
         """The sinks in the shape of `like` [H, ...]; -inf without sinks."""

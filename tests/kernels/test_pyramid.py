@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from attngraph_kernels import BlockGrid, pyramid
-from attngraph_kernels.pyramid import query_features, second_moment_factor
+from attngraph_kernels.pyramid import ABSENT, centre_pyramid, mean_level, query_features, second_moment_factor, siblings
 
 
 def test_factor_reproduces_the_second_moment():
@@ -20,10 +20,11 @@ def test_factor_exists_for_no_variation_at_all():
 
 def test_levels_halve_and_keep_every_key():
     grid = BlockGrid(tokens=100, size=8)
-    k = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
-    levels = pyramid(k, grid, 4, torch.eye(4), variance=0.2, coarsest=2)
-    assert [len(table) for table in levels.features] == [13, 7, 4, 2]
-    for table in levels.features:
+    # Keys so close that no bump adds to the counts.
+    k = 1 + 1e-4 * torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    levels = pyramid(k, grid, 4, torch.eye(4), coarsest=2)
+    assert [len(table) for table in levels] == [13, 7, 4, 2]
+    for table in levels:
         count = table[..., -1].exp()
         assert count.sum().round() == 100
         torch.testing.assert_close(
@@ -31,30 +32,51 @@ def test_levels_halve_and_keep_every_key():
         )
 
 
-def test_start_is_the_finest_level_that_fits():
-    grid = BlockGrid(tokens=100, size=8)
-    levels = pyramid(torch.randn(100, 4), grid, 4, torch.eye(4), variance=0.2, coarsest=2)
-    assert [levels.start(n) for n in (100, 13, 12, 7, 4, 2, 1)] == [0, 0, 1, 1, 2, 3, 3]
+def test_a_level_of_odd_length_is_paired_with_an_absent_node():
+    table = torch.arange(9.0).view(3, 1, 3)
+    pairs = siblings(table)
+    assert pairs.shape == (2, 2, 3)
+    assert pairs[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert pairs[1, 1, -1] == torch.tensor(ABSENT)
+
+
+def test_plain_pyramids_hold_middle_keys_and_means():
+    grid = BlockGrid(tokens=28, size=8)
+    k = torch.arange(28.0).unsqueeze(1)
+    finest, parents = centre_pyramid(k, grid, 2)
+    assert finest[:, 0, 0].tolist() == [4, 12, 20, 27]
+    assert parents[:, 0, 0].tolist() == [8, 24]
+    (means,) = mean_level(k, grid)
+    assert means[:, 0, 0].tolist() == [3.5, 11.5, 19.5, 25.5]
+    assert means[:, 0, 1].exp().round().tolist() == [8, 8, 8, 4]
 
 
 def test_scores_of_whole_blocks_are_exact_with_one_representative_per_key():
     grid = BlockGrid(tokens=64, size=8)
     draw = torch.Generator().manual_seed(0)
     k, q = torch.randn(64, 4, generator=draw), torch.randn(5, 4, generator=draw)
-    table = pyramid(k, grid, 8, torch.eye(4), variance=0.2, coarsest=8).features[0]
+    table = pyramid(k, grid, 8, torch.eye(4), coarsest=8)[0]
     scores = torch.einsum("qf,nrf->qnr", query_features(q), table).logsumexp(dim=-1)
     torch.testing.assert_close(scores, (q @ k.T).view(5, 8, 8).logsumexp(dim=-1), atol=1e-4, rtol=1e-4)
 
 
-def test_second_order_term_is_exact_for_tight_gaussian_blocks():
-    """log E[exp(q·k)] = q·μ + Σ q²σ²/2 for normal keys, so a weight of one half must be near the truth."""
+def test_the_bump_is_exact_for_many_normal_keys_and_moderate_spread():
+    """log E[exp(q·k)] = q·μ + s²/2 for normal scores of variance s²."""
     grid = BlockGrid(tokens=12_800, size=128)
     draw = torch.Generator().manual_seed(0)
-    k, q = 0.5 * torch.randn(12_800, 3, generator=draw), torch.randn(4, 3, generator=draw)
-    truth = (q @ k.T).logsumexp(dim=-1)
-    error = []
-    for variance in (0.0, 0.5):
-        table = pyramid(k, grid, 1, torch.eye(3), variance=variance, coarsest=1).features[-1]
-        scores = torch.einsum("qf,nrf->qnr", query_features(q), table).flatten(1).logsumexp(dim=-1)
-        error.append((scores - truth).abs().max().item())
-    assert error[1] < 0.05 < error[0]
+    k, q = (
+        0.5 * torch.randn(12_800, 3, generator=draw),
+        torch.nn.functional.normalize(torch.randn(4, 3, generator=draw)),
+    )
+    table = pyramid(k, grid, 1, torch.eye(3) / 3**0.5, coarsest=1)[-1]
+    scores = (query_features(q) @ table.flatten(0, 1).T).squeeze()
+    torch.testing.assert_close(scores, (q @ k.T).logsumexp(dim=-1), atol=0.03, rtol=0)
+
+
+def test_the_bump_never_exceeds_the_largest_deviation():
+    """Where scores of n keys vary much, their log-mean-exp is near their largest, about s·√(2·ln n) - ln n."""
+    grid = BlockGrid(tokens=128, size=128)
+    k = 12 * torch.randn(128, 1, generator=torch.Generator().manual_seed(0))
+    score = pyramid(k - k.mean(), grid, 1, torch.eye(1), coarsest=1)[0][0, 0, -1].item()
+    truth = (k - k.mean()).logsumexp(dim=0).item()
+    assert abs(score - truth) < 10 < 12**2 / 2 - truth

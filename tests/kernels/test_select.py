@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attngraph_kernels import BlockGrid, Exact, Stream, select
+from attngraph_kernels import BlockGrid, Exact, Flat, Representative, Stream, select
 from tests.kernels.reference import PeakElements, block_mass, dense_attention, random_attention
 
 
@@ -31,6 +31,8 @@ def cases(draw):
             exact_tail=st.sampled_from([0, 0, 20]),
         )
         | st.builds(Exact, budget=st.integers(3, 6))
+        | st.builds(Representative, budget=st.integers(3, 6), exact_tail=st.sampled_from([0, 20]))
+        | st.builds(Flat, budget=st.integers(3, 6), exact_tail=st.sampled_from([0, 20]))
     )
     q, k, _ = random_attention(groups * repeat, groups, grid.tokens, 4, seed=draw(st.integers(0, 1000)))
     return q, k, grid, selector
