@@ -57,7 +57,7 @@ def coreset(
     sets = max(1, SLICE_ELEMENTS // points[0].numel())
     spreads = torch.zeros_like(weight) if spread is None else spread
     slices = zip(*(torch.split(part, sets) for part in (points, weight, spreads)), strict=True)
-    reduced = [_reduced(*part, representatives, metric) for part in slices]
+    reduced = [_reduced(x, mass, inner, representatives, metric) for x, mass, inner in slices]
     return Coreset(*(torch.cat(parts) for parts in zip(*reduced, strict=True)))
 
 
