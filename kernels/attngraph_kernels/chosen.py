@@ -142,8 +142,7 @@ def gathered_scores(
     if not grid.windowed:
         future = torch.ones(size, size, dtype=torch.bool, device=blocks.device).triu_(1)
         scores[..., -1, :].masked_fill_(future, -torch.inf)
-        absent = blocks < 0
-        return scores.masked_fill_(absent[:, :, None, :, None], -torch.inf) if absent.any() else scores
+        return scores.masked_fill_((blocks < 0)[:, :, None, :, None], -torch.inf)
     within = torch.arange(size, device=blocks.device)
     positions = torch.arange(start, start + count, device=blocks.device)[:, None] * size + within
     reached = blocks[:, :, None, :, None] * size + within

@@ -7,7 +7,7 @@ fp32.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,9 @@ from attngraph_kernels.pyramid import (
     siblings,
 )
 from attngraph_kernels.softmax import PLAIN, Softmax
+
+
+PROCESSOR_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Index(NamedTuple):
@@ -126,28 +129,25 @@ class Descent:
         return Chosen(start, blocks, scores, scores.new_full(blocks.shape[:2], torch.nan))
 
     def _rows(self, start: int, stop: int) -> _Rows:
-        first_visible = [self.grid.first_visible(block) for block in range(start, stop)]
-        lowest = torch.tensor(first_visible, device=self.keys.device).clamp_min(0 if self.grid.windowed else 1)
-        highest = torch.arange(start - 2, stop - 2, device=self.keys.device)
+        least = 0 if self.grid.windowed else 1
         return _Rows(
             self.query[:, start:stop].flatten(0, 1),
             self.weight[:, start:stop].unsqueeze(2),
-            lowest[:, None],
-            highest[:, None],
+            [max(self.grid.first_visible(block), least) for block in range(start, stop)],
+            range(start - 2, stop - 2),
         )
 
     def _start(self, rows: _Rows) -> Tensor:
         """The best nodes [P, B, beam] of the coarsest level, -1 where fewer are alive."""
         level = len(self.children)
-        lowest, highest = ((ends >> level).flatten().tolist() for ends in (rows.lowest, rows.highest))
-        first, last = lowest[0], highest[-1] + 1
+        first, last = rows.lowest[0] >> level, (rows.highest[-1] >> level) + 1
         table = self.coarsest[first:last]
         scores = rows.query.flatten(0, 1) @ table.flatten(0, 1).T
         scores = scores.view(*rows.weight.shape[:2], -1, last - first, table.shape[1])
         nodes = torch.arange(first, last, device=scores.device)
         alive = rows.alive(nodes, level)
         # Between the last row's lowest node and the first row's highest, all nodes are alive in all rows.
-        for part in (slice(0, lowest[-1] - first), slice(highest[0] + 1 - first, None)):
+        for part in (slice(0, (rows.lowest[-1] >> level) - first), slice((rows.highest[0] >> level) + 1 - first, None)):
             scores[..., part, :].masked_fill_(~alive[:, None, part, None], -torch.inf)
         return self._best(rows, scores, nodes, alive)
 
@@ -179,21 +179,20 @@ class Descent:
 
 class _Rows(NamedTuple):
     """The query blocks of a chunk: `query` features [P·B, r_q, d + 1], `weight` [P, B, 1, r_q] of the representatives,
-    and the `lowest` and `highest` block [B, 1] that the descent may find for each row: visible and not forced.
+    and the `lowest` and `highest` block [B] that the descent may find for each row: visible and not forced.
     """
 
     query: Tensor
     weight: Tensor
-    lowest: Tensor
-    highest: Tensor
+    lowest: Sequence[int]
+    highest: Sequence[int]
 
     def alive(self, nodes: Tensor, level: int) -> Tensor:
         """Whether each of `nodes` [..., C] holds a block that its row may find: [..., B, C]."""
-        return (nodes >= self.lowest >> level) & (nodes <= self.highest >> level)
+        lowest, highest = (torch.tensor(ends, device=nodes.device)[:, None] for ends in (self.lowest, self.highest))
+        return (nodes >= lowest >> level) & (nodes <= highest >> level)
 
 
-@cache
 def search_dtype(device: torch.device) -> torch.dtype:
     """The number type of the search's scores: bfloat16 where `device` multiplies it natively, else fp32."""
-    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if device.type != "cpu" or PROCESSOR_HAS_BFLOAT16 else torch.float32
