@@ -1,6 +1,6 @@
 """How much of what the exact selection keeps do the searches keep, on the queries and keys of real models?
 
-Run: python kernels/benchmarks/recall.py [--models …] [--haystacks …] [--lengths …] [--settings 16x8 …] [--answers] [--json]
+Run: python kernels/benchmarks/recall.py [--lengths 4096 …] [--settings 16x8 …] [--answers] [--json]
 Each model reads needle prompts with its own attention. In every layer, each selector chooses blocks; the true block
 masses of a sample of query blocks (40 anywhere, and the last 8) say what it found. Relative to `exact`:
 
@@ -29,7 +29,7 @@ import attngraph as ag
 from attngraph.capture.attention import replaced_attention
 from attngraph.capture.fidelity import logits_after
 from attngraph.capture.sparse import SparseAttention, selector_for
-from attngraph_kernels import BlockGrid, Exact, Softmax, dense_attention, select
+from attngraph_kernels import BlockGrid, Softmax, dense_attention, select
 
 SELECTORS = ("stream", "flat", "representative")
 SETTINGS = ("32x4", "32x6", "16x6", "16x8", "16x12", "8x8", "8x16")
