@@ -131,8 +131,8 @@ _KEPT_MASS = Column(
 _MASS = Column(
     "mass",
     pa.float32(),
-    "Mean over the query tokens of the attention probability on the key tokens; softmax over the kept keys, or over all "
-    "visible ones where the run's `forward` is dense.",
+    "Mean over the query tokens of the attention probability on the key tokens; softmax over the kept keys, or over "
+    "all visible ones where the run's `forward` is dense.",
     rounded=True,
 )
 _CONTRIBUTION = Column(
