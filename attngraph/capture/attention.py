@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -70,6 +71,11 @@ def streamed_attention(
 ) -> Tensor:
     """The model's own dense attention, computed in O(T) memory; a `LayerAttention`."""
     grid = BlockGrid(q.shape[1], DENSE_BLOCK, window)
+    if not grid.windowed and softmax.softcap is None and softmax.sinks is None and q.shape[-1] == v.shape[-1]:
+        # Nothing but causal: torch's fused kernel, on every device.
+        return scaled_dot_product_attention(
+            q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=len(k) < len(q)
+        )[0]
     return dense_attention(q, k, v, grid, scale, softmax.softcap, softmax.sinks).output
 
 

@@ -14,7 +14,7 @@ from attngraph.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-WAY_OUT = "Give a decoder-only language model, such as Llama, Qwen 2, Qwen 3, Gemma 3 or Mistral."
+WAY_OUT = "Give a decoder-only language model, such as Llama, Qwen 2, Qwen 3, Gemma 3 or Mistral (see docs/models.md)."
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """The layer types of transformers' configurations that can be traced."""

@@ -125,13 +125,14 @@ _KEPT = Column("kept", pa.uint16(), "Number of kept key blocks.")
 _KEPT_MASS = Column(
     "kept_mass",
     pa.float32(),
-    "Share of the dense softmax on the kept key blocks, exact; null where not audited.",
+    "Share of the dense softmax that is not on dropped key blocks, exact; null where not audited.",
     nullable=True,
 )
 _MASS = Column(
     "mass",
     pa.float32(),
-    "Mean over the query tokens of the attention probability on the key tokens; softmax over the kept keys.",
+    "Mean over the query tokens of the attention probability on the key tokens; softmax over the kept keys, or over "
+    "all visible ones where the run's `forward` is dense.",
     rounded=True,
 )
 _CONTRIBUTION = Column(

@@ -38,11 +38,11 @@ class Largest(TorchDispatchMode):
         return output
 
 
-def largest(kind: str, tokens: int, store) -> int:
+def largest(kind: str, tokens: int, config: ag.StreamConfig, store) -> int:
     lm = tiny(kind, num_attention_heads=2, num_key_value_heads=1, hidden_size=32, **ARCHITECTURES[kind])
     prompt = random_prompt(tokens, spans=[("needle", 900, 950), ("question", tokens - 30, tokens)])
     with Largest() as found:
-        ag.capture(lm, prompt, ag.StreamConfig(n_match=0), store=store, progress=False)
+        ag.capture(lm, prompt, config, store=store, progress=False)
     return found.elements
 
 
@@ -55,8 +55,13 @@ def test_the_measure_sees_a_dense_pattern() -> None:
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_no_tensor_is_quadratic_in_the_prompt(kind: str, tmp_path) -> None:
-    short, long = largest(kind, 4096, tmp_path), largest(kind, 8192, tmp_path)
+@pytest.mark.parametrize(
+    "config",
+    [ag.StreamConfig(n_match=0), ag.StreamConfig(n_match=1, forward="dense")],
+    ids=["pruned", "observed, with the dense reference"],
+)
+def test_no_tensor_is_quadratic_in_the_prompt(kind: str, config: ag.StreamConfig, tmp_path) -> None:
+    short, long = (largest(kind, tokens, config, tmp_path) for tokens in (4096, 8192))
     # One head's pattern would hold 16.8 and 67.1 million elements.
     assert short <= DENSE_ELEMENTS < 4096**2 // 3
     assert long <= max(2 * short, DENSE_ELEMENTS)

@@ -97,6 +97,16 @@ def test_capture_audits_what_it_is_told_to(command, tiny_folder, tmp_path):
     assert "audit='some' is not one of none, targets, full" in command("capture", *flags, "--audit", "some").stderr
 
 
+def test_capture_observes_the_graph_beside_the_whole_model(command, tiny_folder, tmp_path):
+    flags = ("--model", tiny_folder, "--task", "needle", "--length", 1300, "--n-match", 0, "--store", tmp_path)
+    found = json.loads(command("capture", *flags, "--forward", "dense", "--audit", "none", "--json").stdout)
+    assert found["config"]["forward"] == "dense"
+    assert command("verify", found["run"]).code == 0
+    # Masses are dense, so every row is audited, and so is what is computed from them.
+    assert "(audited)" in command("influence", found["run"]).stdout
+    assert "forward='both' is not one of sparse, dense" in command("capture", *flags, "--forward", "both").stderr
+
+
 def test_capture_reads_a_prompt_file_with_spans(command, tiny_folder, tmp_path):
     text = "The key is seven. " * 6 + "The key is"
     spans = [{"name": "fact", "start": 0, "end": 17}, {"name": "ask [/x]", "start": 108, "end": 118}]
