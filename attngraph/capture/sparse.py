@@ -63,7 +63,7 @@ class SparseAttention:
             keys,
             values,
             grid,
-            selector_for(self.config, grid, self.targets),
+            selector_for(self.config, grid, self.targets, estimate=self.record is not None and dense is None),
             scale=scale,
             softmax=softmax,
             value_norm=value_norms(values, output_gram(module, len(q))) if self.record else None,
@@ -83,8 +83,10 @@ def _unaudited(attended: Attended) -> Attended:
     return attended._replace(**blank)
 
 
-def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int]) -> Selector:
-    """The kernel's selector for these settings on this grid."""
+def selector_for(
+    config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, estimate: bool = False
+) -> Selector:
+    """The kernel's selector for these settings on this grid; with `estimate`, rows that aren't audited are estimated."""
     budget = config.budget_for(grid.tokens)
     if config.selector == "exact":
         return Exact(budget=budget)
@@ -100,4 +102,5 @@ def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int]) 
         query_representatives=config.query_representatives,
         candidates=config.candidates,
         start_nodes=config.start_nodes,
+        estimate=estimate and config.audit == "targets",
     )
