@@ -178,4 +178,5 @@ def test_the_estimate_is_exact_where_the_pyramid_is(start_nodes, candidates):
     estimated = found.kept_mass.isnan()
     assert torch.equal(estimated, ~found.kept_mass_estimate.isnan())
     assert estimated.sum() > estimated.numel() / 2
-    torch.testing.assert_close(found.kept_mass_estimate[estimated], audited.kept_mass[estimated], **CLOSE)
+    # The search's scores are bfloat16 where the processor has it.
+    torch.testing.assert_close(found.kept_mass_estimate[estimated], audited.kept_mass[estimated], atol=5e-3, rtol=0)
