@@ -79,14 +79,12 @@ class SparseAttention:
 
 
 def _unaudited(attended: Attended) -> Attended:
-    blank = {name: torch.full_like(getattr(attended, name), torch.nan) for name in ("kept_mass", "target_kept_mass")}
-    return attended._replace(**blank)
+    blank, target_blank = (torch.full_like(x, torch.nan) for x in (attended.kept_mass, attended.target_kept_mass))
+    return attended._replace(kept_mass=blank, target_kept_mass=target_blank)
 
 
-def selector_for(
-    config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, estimate: bool = False
-) -> Selector:
-    """The kernel's selector for these settings on this grid; with `estimate`, rows that aren't audited are estimated."""
+def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, estimate: bool = False) -> Selector:
+    """The kernel's selector for these settings; with `estimate`, rows that are not audited are estimated."""
     budget = config.budget_for(grid.tokens)
     if config.selector == "exact":
         return Exact(budget=budget)

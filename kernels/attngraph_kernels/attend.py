@@ -42,8 +42,8 @@ class Attended(NamedTuple):
     `output` [H, T, d_v]; `log_sum_exp` [H, T] over the kept keys and the sink; `edges` with one row per query block;
     `targets` with one row per target token; `kept_mass` [H, nq], the exact share of the dense attention mass that each
     query block keeps (all but what goes to dropped keys), NaN where not audited; `kept_mass_estimate` [H, nq], the
-    selector's estimate of it, NaN where it made none; `target_kept_mass` [H, targets], exact, never NaN; `span_mass` and
-    `span_contribution` [H, spans, spans] (query span, key span).
+    selector's estimate of it, NaN where it made none; `target_kept_mass` [H, targets], exact, never NaN; `span_mass`
+    and `span_contribution` [H, spans, spans] (query span, key span).
     """
 
     output: Tensor

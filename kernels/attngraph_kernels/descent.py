@@ -211,8 +211,8 @@ class Descent:
 
 class _Rows(NamedTuple):
     """The query blocks of a chunk: `query` features [P·B, r_q, d + 1], `weight` [P, B, 1, r_q] of the representatives,
-    the `lowest` and `highest` block [B] that the descent may find for each row: visible and not forced; and, where it is
-    wanted, what has been `dropped` so far.
+    the `lowest` and `highest` block [B] that the descent may find for each row: visible and not forced; and, where it
+    is wanted, what has been `dropped` so far.
     """
 
     query: Tensor

@@ -1,13 +1,13 @@
 """How much of the dense attention a search has dropped, estimated from what it saw on the way.
 
-At every level of the descent a query representative's nodes are scored, and all but the beam are dropped. A node's score
-approximates the log of its keys' summed exponentials, so the dropped keys' share of a query's softmax is known, roughly,
-without another look at them:
+At every level of the descent a query representative's nodes are scored, and all but the beam are dropped. A node's
+score approximates the log of its keys' summed exponentials, so the dropped keys' share of a query's softmax is known,
+roughly, without another look at them:
 
 1. The log-sum-exp of the nodes that each level drops, per query representative.
 2. Added up over the levels, and given to every query of the representative. The pyramid's keys are centred; the query's
    product with the mean key moves its sum to where its exact scores are.
-3. Candidates that the re-score drops are known exactly.
+3. Candidates that the re-score drops are known.
 
 The kept share of a query is then kept / (kept + dropped candidates + dropped nodes), and a block's is the mean over its
 queries. It leans on nothing but scores that the search computes anyway.
@@ -24,8 +24,8 @@ from torch import Tensor
 class Estimate(NamedTuple):
     """What a search that has not seen every key knows of the dense attention of each query, [P, B, size].
 
-    `kept`: share of the candidates' mass on the kept blocks, exact. `dropped`: log-sum-exp of the scores of all keys that
-    never became candidates, estimated.
+    `kept`: share of the candidates' mass that no dropped candidate has. `dropped`: log-sum-exp of the scores of all
+    keys that never became candidates, estimated.
     """
 
     kept: Tensor
