@@ -51,7 +51,7 @@ class StreamConfig:
     audit
         Which rows record the share of the dense attention mass that they keep (see docs/method.md). ``"targets"``: the
         targets' own rows, and the query blocks whose every visible key was scored anyway, exactly; the others as an
-        estimate. ``"full"``: all rows exactly, by one dense pass per layer, O(T²) time, O(T) memory. ``"none"``: no row.
+        estimate. ``"full"``: all rows exactly, by a dense pass per layer, O(T²) time, O(T) memory. ``"none"``: no row.
         With ``forward="dense"`` all rows are exact, whatever is asked here.
 
     Raises

@@ -54,9 +54,8 @@ class Recorder:
             self.writer.append("target_edges", edge_columns(layer, attended.targets, "target", targets))
             kept_mass = attended.target_kept_mass
             self.writer.append("target_rows", row_columns(layer, attended.targets, "target", targets, kept_mass))
-        self.writer.append(
-            "rows", row_columns(layer, attended.edges, "query_block", np.arange(grid.count), attended.kept_mass)
-        )
+        rows = row_columns(layer, attended.edges, "query_block", np.arange(grid.count), attended.kept_mass)
+        self.writer.append("rows", {**rows, "kept_mass_estimate": _by_row(attended.kept_mass_estimate)})
         self.writer.append("shares", share_columns(layer, shares, grid, self.targets))
         if attended.span_mass.shape[-1]:
             self.writer.append("span_edges", span_columns(layer, attended.span_mass, attended.span_contribution))
@@ -87,7 +86,7 @@ def row_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray, kept_
         "head": np.tile(np.arange(heads), count),
         row_name: np.repeat(rows, heads),
         "kept": kept.reshape(-1),
-        "kept_mass": np.ma.masked_invalid(_array(kept_mass.T).reshape(-1)),
+        "kept_mass": _by_row(kept_mass),
     }
 
 
@@ -119,6 +118,11 @@ def span_columns(layer: int, mass: Tensor, contribution: Tensor) -> Columns:
         "mass": _array(mass)[head, query, key],
         "contribution": _array(contribution)[head, query, key],
     }
+
+
+def _by_row(values: Tensor) -> np.ma.MaskedArray:
+    """[H, rows] as one column in the order of `row_columns`, NaN as null."""
+    return np.ma.masked_invalid(_array(values.T).reshape(-1))
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -63,7 +63,7 @@ class SparseAttention:
             keys,
             values,
             grid,
-            selector_for(self.config, grid, self.targets),
+            selector_for(self.config, grid, self.targets, estimate=self.record is not None and dense is None),
             scale=scale,
             softmax=softmax,
             value_norm=value_norms(values, output_gram(module, len(q))) if self.record else None,
@@ -79,12 +79,12 @@ class SparseAttention:
 
 
 def _unaudited(attended: Attended) -> Attended:
-    blank = {name: torch.full_like(getattr(attended, name), torch.nan) for name in ("kept_mass", "target_kept_mass")}
-    return attended._replace(**blank)
+    blank, target_blank = (torch.full_like(x, torch.nan) for x in (attended.kept_mass, attended.target_kept_mass))
+    return attended._replace(kept_mass=blank, target_kept_mass=target_blank)
 
 
-def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int]) -> Selector:
-    """The kernel's selector for these settings on this grid."""
+def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, estimate: bool = False) -> Selector:
+    """The kernel's selector for these settings; with `estimate`, rows that are not audited are estimated."""
     budget = config.budget_for(grid.tokens)
     if config.selector == "exact":
         return Exact(budget=budget)
@@ -100,4 +100,5 @@ def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int]) 
         query_representatives=config.query_representatives,
         candidates=config.candidates,
         start_nodes=config.start_nodes,
+        estimate=estimate and config.audit == "targets",
     )

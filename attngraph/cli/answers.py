@@ -52,7 +52,7 @@ def show(document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table
 
 
 def policy_line(document: Mapping[str, Any]) -> str:
-    """How a graph's edges became probabilities, and how much of the target's walk they hold, for the foot of a table."""
+    """How a graph's edges became probabilities, and how much of the walk they hold, for the foot of a table."""
     policy = document["policy"]
     weights = f"{policy['weight']} weights, residual {policy['residual']}, blocks of {document['block_size']} tokens"
     return f"{weights}, {completeness_line(document)}"

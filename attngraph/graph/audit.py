@@ -1,25 +1,26 @@
 """How much of the dense attention a graph holds: the share of a target's walk that never leaves the recorded edges.
 
 The transition P of a layer is normalised over the edges that were kept. Beside it stands P', which isn't. With m the
-recorded masses, w the policy's weights, κ_ih the share of its dense softmax that row i of head h keeps, and sums over the
-row's edges that the policy admits (all of them, or those that don't come from an excluded sink)::
+recorded masses, w the policy's weights, κ_ih the share of its dense softmax that row i of head h keeps, and sums over
+the row's edges that the policy admits (all of them, or those that don't come from an excluded sink)::
 
     kept weight of edge e of head h     ŵ_e = κ_ih · w_e
     dropped weight of head h            d_ih = (1 - κ_ih) · Σ w / Σ m
     P'[i, j] = λ_i·[i = j] + (1 - λ_i) · Σ_e:j→i ŵ_e / (Σ_e→i ŵ_e + Σ_h d_ih)
 
-Masses are shares of the softmax over the kept keys; those recorded beside a dense pass are divided by κ first, with their
-contributions. Where a row's masses sum to 1 and no edge is excluded, that is p_e · κ_ih: every step is taken with the share that its head
-keeps. With ``weight="mass"``, P' is the dense walk confined to the recorded edges, exactly. With contributions the dropped
-keys are assumed to have, on average, the value norm of the head's recorded ones. With ``heads="max"`` dropped edges count
-in full, since nobody knows which of them would have been the strongest: a lower bound.
+Masses are shares of the softmax over the kept keys; those recorded beside a dense pass are divided by κ first, with
+their contributions. Where a row's masses sum to 1 and no edge is excluded, that is p_e · κ_ih: every step is taken with
+the share that its head keeps. With ``weight="mass"``, P' is the dense walk confined to the recorded edges, exactly.
+With contributions the dropped keys are assumed to have, on average, the value norm of the head's recorded ones. With
+``heads="max"`` dropped edges count in full, since nobody knows which of them would have been the strongest: a lower
+bound.
 
 1. The walk starts at the target and takes steps of P': f_ℓ = f_{ℓ+1} P'_ℓ. What a row drops is lost.
-2. Its completeness is what arrives at level 0, Σ_j f_0[j] = 1 - Σ_ℓ Σ_i f_{ℓ+1}[i]·(1 - λ_i)·(1 - kept share of i).
+2. Its completeness is what arrives at level 0, Σ_j f_0[j] = 1 - Σ_ℓ Σ_i f_{ℓ+1}[i]·(1 - λ_i)·(dropped share of i).
 
-It is *audited* if every row that the walk passes has an exact κ, *estimated* if some have the search's estimate only, and
-unknown if some have neither. The definition is that of circuit-tracer's completeness (Ameisen et al. 2025) with lost
-attention in the place of error nodes.
+It is *audited* if every row that the walk passes has an exact κ, *estimated* if some have the search's estimate only,
+and unknown if some have neither. The definition is that of circuit-tracer's completeness (Ameisen et al. 2025) with
+lost attention in the place of error nodes.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def kept_transition(source: LayerSource, policy: Policy, layer: int) -> KeptTran
     check_kept_mass(kept, source, layer)
     recorded = read_layer(source, policy, layer)
     exact, best = _by_row(kept)
+    no_exact, no_estimate = (np.asarray(np.isnan(shares).any(axis=0)) for shares in (exact, best))
     nodes, row = exact.shape[1], recorded.head * exact.shape[1] + recorded.query
     share = best.ravel()[row]
     if kept.dense_masses:
@@ -144,8 +146,8 @@ def kept_transition(source: LayerSource, policy: Policy, layer: int) -> KeptTran
         probability=step[query] * weight,
         stay=recorded.residual,
         lost=step * lost,
-        audited=~np.isnan(exact).any(axis=0),
-        known=~np.isnan(best).any(axis=0),
+        audited=~no_exact,
+        known=~no_estimate,
     )
 
 

@@ -223,7 +223,9 @@ def check_kept_mass(kept: KeptMass, source: LayerSource, layer: int) -> None:
     for name, size in rows.items():
         value = getattr(kept, name)
         if value.shape != (source.heads, size):
-            raise GraphError(f"Layer {layer} has kept masses ({name}) of shape {value.shape}, not {source.heads, size}.")
+            raise GraphError(
+                f"Layer {layer} has kept masses ({name}) of shape {value.shape}, not {source.heads, size}."
+            )
         bad = (value < 0) | (value > 1)
         if bad.any():
             raise GraphError(f"Layer {layer} has the kept mass {value[bad][0]} ({name}); kept masses are from 0 to 1.")

@@ -111,9 +111,9 @@ class LayerTransition:
 class Recorded(NamedTuple):
     """A layer's recorded edges, targets after blocks, and which of them a policy lets through.
 
-    `query` is a node (see above); `weight` is the policy's; `admitted` [edges] is False for edges from an excluded sink;
-    `kept` are the indices, ascending, of the edges that the policy keeps; `residual` [nodes] is λ, 1 where no weight is
-    left on the row.
+    `query` is a node (see above); `weight` is the policy's; `admitted` [edges] is False for edges from an excluded
+    sink; `kept` are the indices, ascending, of the edges that the policy keeps; `residual` [nodes] is λ, 1 where no
+    weight is left on the row.
     """
 
     head: IntArray

@@ -164,7 +164,7 @@ def _kept_rows(
     *,
     audited: bool,
 ) -> Iterator[str]:
-    """Problems of a table with one row for each head and each of the `known` (ascending) values of its column `name`."""
+    """Problems of a table with one row for each head and each of the `known` (ascending) values of column `name`."""
     heads = manifest.model.heads
     yield from _outside_one(columns, "kept_mass")
     if audited:

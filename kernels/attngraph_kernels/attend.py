@@ -41,8 +41,9 @@ class Attended(NamedTuple):
 
     `output` [H, T, d_v]; `log_sum_exp` [H, T] over the kept keys and the sink; `edges` with one row per query block;
     `targets` with one row per target token; `kept_mass` [H, nq], the exact share of the dense attention mass that each
-    query block keeps (all but what goes to dropped keys), NaN where not audited; `target_kept_mass` [H, targets], never
-    NaN; `span_mass` and `span_contribution` [H, spans, spans] (query span, key span).
+    query block keeps (all but what goes to dropped keys), NaN where not audited; `kept_mass_estimate` [H, nq], the
+    selector's estimate of it, NaN where it made none; `target_kept_mass` [H, targets], exact, never NaN; `span_mass`
+    and `span_contribution` [H, spans, spans] (query span, key span).
     """
 
     output: Tensor
@@ -50,6 +51,7 @@ class Attended(NamedTuple):
     edges: Edges
     targets: Edges
     kept_mass: Tensor
+    kept_mass_estimate: Tensor
     target_kept_mass: Tensor
     span_mass: Tensor
     span_contribution: Tensor
@@ -122,7 +124,7 @@ def attend(
     return found if beside is None else found._replace(output=beside.output)
 
 
-def kept_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
+def _audited_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
     """The share of the dense mass that each query block keeps, exp(kept - dense), mean over its rows: [H, nq].
 
     Parameters
@@ -130,8 +132,13 @@ def kept_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
     kept, dense
         [H, T], log-sum-exp of each row's scores over the kept keys, and over all visible keys.
     """
-    share = into_blocks((kept - dense).exp().clamp_max(1).unsqueeze(-1), grid.size).squeeze(-1).sum(dim=-1)
-    return share / torch.tensor([grid.rows(block) for block in range(grid.count)], device=kept.device)
+    return _block_mean((kept - dense).exp().clamp_max(1), grid)
+
+
+def _block_mean(rows: Tensor, grid: BlockGrid) -> Tensor:
+    """[H, T] as the mean over each block's rows, [H, nq]."""
+    total = into_blocks(rows.unsqueeze(-1), grid.size).squeeze(-1).sum(dim=-1)
+    return total / torch.tensor([grid.rows(block) for block in range(grid.count)], device=rows.device)
 
 
 def _joined(parts: list[Attended]) -> Attended:
@@ -169,11 +176,11 @@ def _attend_group(
         _attend_chunk(chosen, values, lengths, grid, sums, softmax, total)
         for chosen in work.selector(q, k, grid, softmax)
     ]
-    output, log_sum_exp, mass, contribution, blocks, kept_mass = (
+    output, log_sum_exp, estimate, mass, contribution, blocks, kept_mass = (
         torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)
     )
     if dense is not None:
-        kept_mass = kept_share(log_sum_exp[:, : grid.tokens], dense, grid)
+        kept_mass = _audited_share(log_sum_exp[:, : grid.tokens], dense, grid)
     at = torch.tensor(work.targets, dtype=torch.int64, device=v.device)
     rows = _attend_rows(q, k, values, lengths, grid, at, min(work.selector.budget, grid.count), softmax, total)
     if total is None:
@@ -185,6 +192,7 @@ def _attend_group(
         edges=Edges(blocks, mass, contribution),
         targets=rows.edges,
         kept_mass=kept_mass,
+        kept_mass_estimate=_block_mean(estimate[:, : grid.tokens], grid),
         target_kept_mass=rows.kept_mass,
         span_mass=sums.mass(),
         span_contribution=sums.contribution(),
@@ -228,8 +236,16 @@ def _attend_chunk(
     rows_of = torch.tensor([grid.rows(block) for block in range(chosen.start, chosen.start + count)])
     mean = inverse / rows_of.to(inverse).unsqueeze(-1)
     edges = _edges(chosen.blocks, (mean.unsqueeze(2) @ weights).view(length.shape), length)
+    estimate = chosen.estimate
+    share = torch.full_like(log_sum_exp, torch.nan) if estimate is None else estimate.share(log_sum_exp)
     return _Chunk(
-        output.flatten(1, 2), log_sum_exp.flatten(1), edges.mass, edges.contribution, chosen.blocks, chosen.kept_mass
+        output.flatten(1, 2),
+        log_sum_exp.flatten(1),
+        share.flatten(1),
+        edges.mass,
+        edges.contribution,
+        chosen.blocks,
+        chosen.kept_mass,
     )
 
 
@@ -238,6 +254,7 @@ class _Chunk(NamedTuple):
 
     output: Tensor
     log_sum_exp: Tensor
+    estimate: Tensor
     mass: Tensor
     contribution: Tensor
     blocks: Tensor

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid, into_blocks
+from attngraph_kernels.estimate import Estimate
 from attngraph_kernels.softmax import PLAIN, Softmax
 
 DENSE_ELEMENTS = 1 << 20
@@ -24,13 +25,15 @@ class Chosen(NamedTuple):
 
     `blocks` [P, B, budget], ascending, -1 (first) where fewer are visible; `scores` [P, B, size, budget, size], the
     scaled and capped scores of each query with each kept key, -inf where a key is not visible; `kept_mass` [P, B], the
-    share of the dense attention mass that no dropped block has, NaN where the search has not seen every visible key.
+    share of the dense attention mass that no dropped block has, NaN where the search has not seen every visible key;
+    there an `estimate` stands in, if it was asked for.
     """
 
     start: int
     blocks: Tensor
     scores: Tensor
     kept_mass: Tensor
+    estimate: Estimate | None = None
 
 
 def dense_chunks(blocks: range | list[int], heads: int, grid: BlockGrid) -> Iterator[tuple[int, int]]:
@@ -96,13 +99,13 @@ def choose_rows(
     blocks = blocks.masked_fill((blocks < earliest[:, None]) | (blocks > own[:, None]), -1)
     kept, slots = most_mass(mass, blocks, own, grid, budget)
     scores = scores.view(heads, rows, grid.count, grid.size)
-    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size)), _kept_share(mass, slots)
+    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size)), kept_share(mass, slots)
 
 
 def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: int, softmax: Softmax = PLAIN) -> Chosen:
     """Keep the `budget` of all visible blocks with the most mass, the forced ones before all others."""
     heads, count, size, width, _ = scores.shape
-    mass = block_mass(scores, grid, start, softmax)
+    mass = block_mass(row_mass(scores, grid, start, softmax), grid, start)
     own = torch.arange(start, start + count, device=blocks.device)
     kept, slots = most_mass(mass, blocks, own, grid, min(budget, width))
     row = torch.arange(heads * count * size, device=blocks.device).view(heads, count, size, 1)
@@ -112,19 +115,24 @@ def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: in
         missing = budget - slots.shape[-1]
         kept = torch.nn.functional.pad(kept, (missing, 0), value=-1)
         picked = torch.nn.functional.pad(picked, (0, 0, missing, 0), value=-torch.inf)
-    return Chosen(start, kept, picked, _kept_share(mass, slots))
+    return Chosen(start, kept, picked, kept_share(mass, slots))
 
 
-def block_mass(scores: Tensor, grid: BlockGrid, start: int, softmax: Softmax = PLAIN) -> Tensor:
-    """Mean over each query block's rows of the probability on each candidate, [P, B, C]."""
-    count, size = scores.shape[1:3]
+def row_mass(scores: Tensor, grid: BlockGrid, start: int, softmax: Softmax = PLAIN) -> Tensor:
+    """The probability of each query on each candidate, [P, B, size, C]; 0 for rows of padding."""
     shares = softmax.probabilities(scores.flatten(3)).view(scores.shape)
-    rows = torch.full((count,), size, device=scores.device)
-    if start + count == grid.count:
-        rows[-1] = grid.rows(grid.count - 1)
+    if start + scores.shape[1] == grid.count:
         shares[:, -1, grid.rows(grid.count - 1) :] = 0
+    return shares.sum(dim=-1)
+
+
+def block_mass(of_rows: Tensor, grid: BlockGrid, start: int) -> Tensor:
+    """The mean of `row_mass` over each query block's rows, [P, B, C]."""
     # Summed key by key, then row by row: every block in the same order, so that equal blocks tie exactly.
-    return shares.sum(dim=-1).sum(dim=2).div_(rows[:, None])
+    rows = torch.full((of_rows.shape[1],), grid.size, device=of_rows.device)
+    if start + len(rows) == grid.count:
+        rows[-1] = grid.rows(grid.count - 1)
+    return of_rows.sum(dim=2).div_(rows[:, None])
 
 
 def gathered_scores(
@@ -150,7 +158,7 @@ def gathered_scores(
     return scores.masked_fill_(hidden | (blocks < 0)[:, :, None, :, None], -torch.inf)
 
 
-def _kept_share(mass: Tensor, slots: Tensor) -> Tensor:
+def kept_share(mass: Tensor, slots: Tensor) -> Tensor:
     """1 - the dense mass on the blocks that are not kept: what goes to a sink is not dropped."""
     return 1 - (mass.sum(dim=-1) - mass.gather(-1, slots).sum(dim=-1))
 

@@ -29,11 +29,14 @@ SLICE_ELEMENTS = 1 << 19
 
 
 class Coreset(NamedTuple):
-    """Weighted representatives of N sets: `mean` [N, r, d]; `weight` (0 = unused) and `spread` [N, r]."""
+    """Weighted representatives of N sets of m points: `mean` [N, r, d]; `weight` (0 = unused) and `spread` [N, r]; and
+    `group` [N, m], the representative of every point.
+    """
 
     mean: Tensor
     weight: Tensor
     spread: Tensor
+    group: Tensor
 
 
 def coreset(
@@ -70,7 +73,7 @@ def _reduced(points: Tensor, weight: Tensor, spread: Tensor, representatives: in
     share = member / total.clamp_min(torch.finfo(points.dtype).tiny).unsqueeze(-1)
     # For shares s that sum to one, Σ_ij s_i s_j ‖x_i − x_j‖² / 2 = Σ_i s_i ‖x_i − mean‖².
     within = (share @ distance).mul_(share).sum(dim=-1).div_(2).clamp_min_(0)
-    return Coreset(share @ points, total, within.add_((share * spread.unsqueeze(1)).sum(dim=-1)))
+    return Coreset(share @ points, total, within.add_((share * spread.unsqueeze(1)).sum(dim=-1)), nearest)
 
 
 def _squared_distances(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid, into_blocks
-from attngraph_kernels.chosen import Chosen, block_mass, gathered_scores, largest, most_mass
+from attngraph_kernels.chosen import Chosen, block_mass, gathered_scores, kept_share, largest, most_mass, row_mass
 from attngraph_kernels.coreset import coreset
+from attngraph_kernels.estimate import Dropped, Estimate
 from attngraph_kernels.pyramid import (
     ABSENT,
     Pyramid,
@@ -34,16 +35,25 @@ PROCESSOR_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_
 
 class Index(NamedTuple):
     """What a descent goes by: the keys' `levels`, and of every query block the features `query` [P, n, r_q, d + 1] and
-    the `weight` [P, n, r_q] of its representatives.
+    the `weight` [P, n, r_q] of its representatives. Where what is dropped shall be estimated, `representative`
+    [P, n, size] says which of them stands for each query.
     """
 
     levels: Pyramid
     query: Tensor
     weight: Tensor
+    representative: Tensor | None = None
 
 
 def coreset_index(
-    q: Tensor, k: Tensor, grid: BlockGrid, *, representatives: int, query_representatives: int, start_nodes: int
+    q: Tensor,
+    k: Tensor,
+    grid: BlockGrid,
+    *,
+    representatives: int,
+    query_representatives: int,
+    start_nodes: int,
+    estimate: bool = False,
 ) -> Index:
     """Coresets of keys, in the metric of the queries, and of queries, in the metric of the keys.
 
@@ -55,6 +65,8 @@ def coreset_index(
         Per node, and per query block.
     start_nodes
         The coarsest level has at most as many nodes.
+    estimate
+        Let the descent estimate what it drops.
     """
     centred = k - k.mean(dim=0)
     levels = pyramid(centred, grid, representatives, second_moment_factor(q.flatten(0, 1)), start_nodes)
@@ -65,7 +77,8 @@ def coreset_index(
         second_moment_factor(centred),
     )
     shape = (len(q), grid.count, query_representatives)
-    return Index(levels, query_features(reduced.mean).view(*shape, -1), reduced.weight.view(shape))
+    group = reduced.group.view(len(q), grid.count, grid.size) if estimate else None
+    return Index(levels, query_features(reduced.mean).view(*shape, -1), reduced.weight.view(shape), group)
 
 
 def centre_index(q: Tensor, k: Tensor, grid: BlockGrid, *, start_nodes: int) -> Index:
@@ -111,6 +124,9 @@ class Descent:
         self.children = [siblings(table).to(dtype) for table in finer]
         self.coarsest = coarsest.to(dtype)
         self.query, self.weight = index.query.to(dtype), index.weight
+        # A cap would bend the nodes' scores too: nothing is estimated then.
+        self.representative = index.representative if softmax.softcap is None else None
+        self.mean_key = k.mean(dim=0)
 
     def choose(self, start: int, stop: int, budget: int) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
@@ -119,13 +135,23 @@ class Descent:
         for level in range(len(self.children) - 1, -1, -1):
             nodes = self._split(rows, nodes, level)
         blocks = self._with_forced(nodes, start, stop)
+        of_candidates = torch.ones((), device=blocks.device)
         if self.beam > budget:
             scores = gathered_scores(self.rough_queries, self.rough_keys, blocks, self.grid, start, self.softmax)
-            mass = block_mass(scores, self.grid, start, self.softmax)
+            of_rows = row_mass(scores, self.grid, start, self.softmax)
             own = torch.arange(start, stop, device=blocks.device)
-            blocks, _ = most_mass(mass, blocks, own, self.grid, budget)
+            blocks, slots = most_mass(block_mass(of_rows, self.grid, start), blocks, own, self.grid, budget)
+            if rows.dropped is not None:
+                of_candidates = kept_share(of_rows, slots.unsqueeze(2).expand(-1, -1, self.grid.size, -1))
         scores = gathered_scores(self.queries, self.keys, blocks, self.grid, start, self.softmax)
-        return Chosen(start, blocks, scores, scores.new_full(blocks.shape[:2], torch.nan))
+        unknown = scores.new_full(blocks.shape[:2], torch.nan)
+        return Chosen(start, blocks, scores, unknown, self._estimate(rows, of_candidates, start, stop))
+
+    def _estimate(self, rows: _Rows, of_candidates: Tensor, start: int, stop: int) -> Estimate | None:
+        if rows.dropped is None or self.representative is None:
+            return None
+        shift = self.queries[:, start:stop] @ self.mean_key
+        return Estimate(of_candidates, rows.dropped.of_queries(self.representative[:, start:stop], shift))
 
     def _rows(self, start: int, stop: int) -> _Rows:
         least = 0 if self.grid.windowed else 1
@@ -134,6 +160,7 @@ class Descent:
             self.weight[:, start:stop].unsqueeze(2),
             [max(self.grid.first_visible(block), least) for block in range(start, stop)],
             range(start - 2, stop - 2),
+            None if self.representative is None else Dropped(),
         )
 
     def _start(self, rows: _Rows) -> Tensor:
@@ -148,7 +175,7 @@ class Descent:
         # Between the last row's lowest node and the first row's highest, all nodes are alive in all rows.
         for part in (slice(0, (rows.lowest[-1] >> level) - first), slice((rows.highest[0] >> level) + 1 - first, None)):
             scores[..., part, :].masked_fill_(~alive[:, None, part, None], -torch.inf)
-        return self._best(rows, scores, nodes, alive)
+        return self._best(rows, scores, nodes, alive, level)
 
     def _split(self, rows: _Rows, nodes: Tensor, level: int) -> Tensor:
         """The best children, at `level`, of `nodes` [P, B, C]."""
@@ -159,37 +186,54 @@ class Descent:
         found[..., -1].masked_fill_(~alive.unsqueeze(-1), ABSENT)
         scores = torch.bmm(rows.query, found.flatten(2, 3).flatten(0, 1).transpose(1, 2))
         scores = scores.view(*children.shape[:2], -1, children.shape[2], found.shape[3])
-        return self._best(rows, scores, children, alive)
+        return self._best(rows, scores, children, alive, level)
 
-    def _best(self, rows: _Rows, scores: Tensor, nodes: Tensor, alive: Tensor) -> Tensor:
-        """Keep the beam: scores [P, B, r_q, C, r] of `nodes` [..., C], in softmax shares over the nodes alive."""
+    def _best(self, rows: _Rows, scores: Tensor, nodes: Tensor, alive: Tensor, level: int) -> Tensor:
+        """Keep the beam: scores [P, B, r_q, C, r] of `nodes` [..., C], in softmax shares over the nodes alive.
+
+        Of the blocks themselves (level 0) as many are kept as leave room for the forced ones.
+        """
         shares = scores.flatten(3).softmax(dim=-1, dtype=torch.float32)  # some node is alive in every row
         mass = (rows.weight @ shares).view(*scores.shape[:2], *scores.shape[3:]).sum(dim=-1)
-        slots = largest(mass, alive, min(self.beam, mass.shape[-1]))
+        beam = self.beam - (len(self.grid.forced(self.grid.count - 1)) if level == 0 else 0)
+        slots = largest(mass, alive, min(beam, mass.shape[-1]))
+        if rows.dropped is not None:
+            rows.dropped.add(scores, shares, slots, rows.findable(nodes, level))
         kept = nodes.masked_fill(~alive, -1)
         return kept.expand_as(mass).gather(-1, slots)
 
     def _with_forced(self, nodes: Tensor, start: int, stop: int) -> Tensor:
         """Candidate blocks [P, B, C], ascending with -1 first: the best found, and the forced ones."""
         forced = torch.tensor([self.grid.forced(b) for b in range(start, stop)], device=nodes.device)
-        found = nodes[..., : self.beam - forced.shape[-1]]
-        return torch.cat([found, forced.expand(len(nodes), -1, -1)], dim=-1).sort(dim=-1).values
+        return torch.cat([nodes, forced.expand(len(nodes), -1, -1)], dim=-1).sort(dim=-1).values
 
 
 class _Rows(NamedTuple):
     """The query blocks of a chunk: `query` features [P·B, r_q, d + 1], `weight` [P, B, 1, r_q] of the representatives,
-    and the `lowest` and `highest` block [B] that the descent may find for each row: visible and not forced.
+    the `lowest` and `highest` block [B] that the descent may find for each row: visible and not forced; and, where it
+    is wanted, what has been `dropped` so far.
     """
 
     query: Tensor
     weight: Tensor
     lowest: Sequence[int]
     highest: Sequence[int]
+    dropped: Dropped | None
 
     def alive(self, nodes: Tensor, level: int) -> Tensor:
         """Whether each of `nodes` [..., C] holds a block that its row may find: [..., B, C]."""
-        lowest, highest = (torch.tensor(ends, device=nodes.device)[:, None] for ends in (self.lowest, self.highest))
+        lowest, highest = self._ends(nodes)
         return (nodes >= lowest >> level) & (nodes <= highest >> level)
+
+    def findable(self, nodes: Tensor, level: int) -> Tensor:
+        """The share of the blocks of each of `nodes` [..., C] that its row may find: [..., B, C], 0 to 1."""
+        lowest, highest = self._ends(nodes)
+        first, last = torch.maximum(nodes << level, lowest), torch.minimum((nodes + 1 << level) - 1, highest)
+        return (last - first + 1).clamp_min_(0).to(self.weight.dtype) / (1 << level)
+
+    def _ends(self, nodes: Tensor) -> tuple[Tensor, ...]:
+        """`lowest` and `highest`, [B, 1]."""
+        return tuple(torch.tensor(ends, device=nodes.device)[:, None] for ends in (self.lowest, self.highest))
 
 
 def search_dtype(device: torch.device) -> torch.dtype:

@@ -109,12 +109,16 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream(Search):
-    """The hierarchical search: O(T log T) time, O(T) memory. Parameters as in `attngraph.StreamConfig`."""
+    """The hierarchical search: O(T log T) time, O(T) memory. Parameters as in `attngraph.StreamConfig`.
+
+    With `estimate` it also tells how much of the dense attention its rows keep, roughly (`estimate.py`).
+    """
 
     representatives: int = 8
     query_representatives: int | None = None
     candidates: int = 3
     start_nodes: int = 512
+    estimate: bool = False
 
     @property
     def beam(self) -> int:
@@ -128,6 +132,7 @@ class Stream(Search):
             representatives=self.representatives,
             query_representatives=self.query_representatives or max(1, grid.size // 4),
             start_nodes=self.start_nodes,
+            estimate=self.estimate,
         )
 
 

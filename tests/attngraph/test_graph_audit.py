@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ class Pruned(NamedTuple):
 
 
 def pruned(seed: int, budget: int, *, norms: bool = False) -> Pruned:
-    """Random dense attention over blocks and a target, and its `budget` best keys per row, sink and own block always kept.
+    """Random dense attention over blocks and a target, and its `budget` best keys per row, besides sink and own block.
 
     Edges are (head, node, key block). With `norms`, contributions are masses times a value norm per head and layer.
     """
@@ -137,7 +138,7 @@ def test_keeping_more_of_the_same_attention_never_lowers_it(seed, sink) -> None:
         completeness(AttentionGraph(pruned(seed, budget).kept, weight="mass", sink=sink)).share
         for budget in range(1, BLOCKS + 1)
     ]
-    assert all(less <= more + 1e-9 for less, more in zip(shares, shares[1:], strict=False))
+    assert all(less <= more + 1e-9 for less, more in pairwise(shares))
 
 
 def one_layer(kept: KeptMass | None, residual: float = 0.25) -> ArraySource:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attngraph_kernels import BlockGrid, Exact, Stream, attend, select, value_norms
+from attngraph_kernels import BlockGrid, Exact, Stream, attend, audit, select, value_norms
 from tests.kernels.reference import (
     block_mass,
     dense_attention,
@@ -155,3 +157,26 @@ def test_the_audit_is_the_dense_mass_on_the_kept_blocks(tokens, size, window):
     for found in (plain, audited):
         torch.testing.assert_close(found.target_kept_mass, kept, **CLOSE)
     assert torch.equal(plain.output, audited.output)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+@pytest.mark.parametrize("start_nodes", [1000, 8])
+def test_the_estimate_is_exact_where_the_pyramid_is(start_nodes, candidates):
+    # Eight representatives of eight keys, and of eight queries, lose nothing; coarser nodes of equal keys neither.
+    grid = BlockGrid(512, 8)
+    q, k, v = random_attention(4, 2, 512, 4, seed=1)
+    if start_nodes < grid.count:
+        k = k[:, ::64].repeat_interleave(64, dim=1)
+    settings = {"representatives": 8, "query_representatives": 8, "exact_tail": 0, "candidates": candidates}
+    selector = Stream(budget=4, start_nodes=start_nodes, **settings)
+    dense = audit.dense_attention(q, k, v, grid, 0.3)
+    found = attend(q, k, v, grid, replace(selector, estimate=True), scale=0.3)
+    audited = attend(q, k, v, grid, selector, scale=0.3, dense_log_sum_exp=dense.log_sum_exp)
+    assert torch.equal(found.edges.blocks, audited.edges.blocks)
+    assert torch.equal(found.output, audited.output)
+    assert audited.kept_mass_estimate.isnan().all()
+    estimated = found.kept_mass.isnan()
+    assert torch.equal(estimated, ~found.kept_mass_estimate.isnan())
+    assert estimated.sum() > estimated.numel() / 2
+    # The search's scores are bfloat16 where the processor has it.
+    torch.testing.assert_close(found.kept_mass_estimate[estimated], audited.kept_mass[estimated], atol=5e-3, rtol=0)

@@ -1,0 +1,69 @@
+"""How much of the dense attention a search has dropped, estimated from what it saw on the way.
+
+At every level of the descent a query representative's nodes are scored, and all but the beam are dropped. A node's
+score approximates the log of its keys' summed exponentials, so the dropped keys' share of a query's softmax is known,
+roughly, without another look at them:
+
+1. The log-sum-exp of the nodes that each level drops, per query representative.
+2. Added up over the levels, and given to every query of the representative. The pyramid's keys are centred; the query's
+   product with the mean key moves its sum to where its exact scores are.
+3. Candidates that the re-score drops are known.
+
+The kept share of a query is then kept / (kept + dropped candidates + dropped nodes), and a block's is the mean over its
+queries. It leans on nothing but scores that the search computes anyway.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Estimate(NamedTuple):
+    """What a search that has not seen every key knows of the dense attention of each query, [P, B, size].
+
+    `kept`: share of the candidates' mass that no dropped candidate has. `dropped`: log-sum-exp of the scores of all
+    keys that never became candidates, estimated.
+    """
+
+    kept: Tensor
+    dropped: Tensor
+
+    def share(self, log_sum_exp: Tensor) -> Tensor:
+        """The share of the dense mass that is kept, given the log-sum-exp [P, B, size] over the kept keys."""
+        return 1 / (1 / self.kept + (self.dropped - log_sum_exp).exp())
+
+
+class Dropped:
+    """The log-sum-exp of what a descent drops, per query representative [P, B, r_q], added up level by level."""
+
+    def __init__(self) -> None:
+        self.levels: list[Tensor] = []
+
+    def add(self, scores: Tensor, shares: Tensor, kept: Tensor, findable: Tensor) -> None:
+        """Add what is dropped at a level.
+
+        Parameters
+        ----------
+        scores
+            [P, B, r_q, C, r] of the nodes' representatives, -inf or very low where a node is not alive.
+        shares
+            [P, B, r_q, C · r], their softmax.
+        kept
+            Slots [P, B, beam] of the kept nodes.
+        findable
+            Share of a node's blocks that the search may find, broadcast to [P, B, C]: a node at the edge of what a row
+            sees counts in part.
+        """
+        gone = findable.expand(*kept.shape[:2], -1).scatter(-1, kept, 0)
+        gone = gone.repeat_interleave(scores.shape[-1], dim=-1)
+        log_share = (shares @ gone.unsqueeze(-1)).squeeze(-1).log()
+        # The softmax's own sum, from its largest term.
+        everything = scores.flatten(3).amax(dim=-1).float() - shares.amax(dim=-1).log()
+        self.levels.append(everything + log_share)
+
+    def of_queries(self, representative: Tensor, shift: Tensor) -> Tensor:
+        """The sum for each query [P, B, size], given its representative and its product with the mean key."""
+        return torch.stack(self.levels).logsumexp(dim=0).gather(-1, representative) + shift
