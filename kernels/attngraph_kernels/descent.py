@@ -93,7 +93,7 @@ class Descent:
         What the descent goes by; it starts at the coarsest level.
     beam
         Nodes kept per level, and blocks that survive (the forced ones included). Where these are more than the budget,
-        they are scored with all their keys and all queries.
+        or a `mass_threshold` is given, they are scored with all their keys and all queries.
     softmax
         The layer's soft cap and the sinks [P] of these heads. The descent itself goes by uncapped scores without sinks:
         a cap keeps the order of scores.
@@ -113,18 +113,18 @@ class Descent:
         self.coarsest = coarsest.to(dtype)
         self.query, self.weight = index.query.to(dtype), index.weight
 
-    def choose(self, start: int, stop: int, budget: int) -> Chosen:
+    def choose(self, start: int, stop: int, budget: int, mass_threshold: float | None = None) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
         rows = self._rows(start, stop)
         nodes = self._start(rows)
         for level in range(len(self.children) - 1, -1, -1):
             nodes = self._split(rows, nodes, level)
         blocks = self._with_forced(nodes, start, stop)
-        if self.beam > budget:
+        if self.beam > budget or mass_threshold is not None:
             scores = gathered_scores(self.rough_queries, self.rough_keys, blocks, self.grid, start, self.softmax)
             mass = block_mass(scores, self.grid, start, self.softmax)
             own = torch.arange(start, stop, device=blocks.device)
-            blocks, _ = most_mass(mass, blocks, own, self.grid, budget)
+            blocks, _ = most_mass(mass, blocks, own, self.grid, budget, mass_threshold)
         scores = gathered_scores(self.queries, self.keys, blocks, self.grid, start, self.softmax)
         return Chosen(start, blocks, scores, scores.new_full(blocks.shape[:2], torch.nan))
 

@@ -134,7 +134,7 @@ def test_capture_reads_a_text_file_and_can_skip_the_dense_model(command, tiny_fo
     [
         (("--budget", "2"), "budget=2 is too small: .* at least 3 blocks, or 'all'"),
         (("--budget", "83"), "budget=83 is over the prompt's 82 blocks .* give 3 to 82, or 'all'"),
-        (("--budget", "some"), "budget='some' is neither a number of blocks nor 'all'"),
+        (("--budget", "some"), "budget='some' is neither a number of blocks nor 'all' or 'auto'"),
         (("--block-size", "20"), "block_size=20 is not one of 8, 16, 32, 64, 128"),
         (("--length", "32"), r"32 tokens, that is 2 block\(s\) of 16; at least 3 blocks"),
         (("--selector", "magic"), "selector='magic' is not one of stream, exact"),
