@@ -21,16 +21,16 @@ from attngraph.capture.fidelity import dense_reference, divergence, logits_after
 from attngraph.capture.sparse import SparseAttention
 from attngraph.capture.structure import text_config
 
-BUDGETS = (4, 5, 6, 8, 10, 12)
-CAPS = (8, 16)
-THRESHOLDS = (0.8, 0.9, 0.95, 0.98)
+BUDGETS = (4, 6, 8, 12)
+THRESHOLDS = {8: (0.9, 0.95), 16: (0.8, 0.9, 0.95, 0.98)}
+"""Budgets of the uniform settings; thresholds by mass, for each budget that caps them."""
 
 SETTINGS = {
     **{f"uniform {budget}": ag.StreamConfig(budget=budget) for budget in BUDGETS},
     **{
         f"mass {threshold} up to {cap}": ag.StreamConfig(budget=cap, allocation="mass", mass_threshold=threshold)
-        for cap in CAPS
-        for threshold in THRESHOLDS
+        for cap, thresholds in THRESHOLDS.items()
+        for threshold in thresholds
     },
 }
 
