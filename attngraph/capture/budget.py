@@ -109,8 +109,8 @@ class BudgetSearch:
         if found is None:
             tried = ", ".join(f"{probe.budget} (KL {probe.kl:.2g})" for probe in self.curve)
             raise BudgetError(
-                f"No budget keeps the dense model's next tokens, not even all {self.blocks} blocks; tried {tried}. Ask for "
-                f"fewer tokens with n_match, raise mass_threshold where the allocation is by mass, or give a budget."
+                f"No budget keeps the dense model's next tokens, not even all {self.blocks} blocks; tried {tried}. Ask "
+                f"for fewer tokens with n_match, raise mass_threshold (for an allocation by mass), or give a budget."
             )
         return found
 

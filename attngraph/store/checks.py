@@ -62,7 +62,7 @@ def check_target_edges(columns: Columns, rows: Columns | None, manifest: Manifes
 
 
 def check_rows(columns: Columns, edges: Columns, manifest: Manifest) -> Iterator[str]:
-    """One row per head and query block, whose `kept` counts its edges; kept masses from 0 to 1, audited as told."""
+    """One row per head and query block, whose `kept` counts its edges, in budget; kept masses from 0 to 1, audited as told."""
     blocks = np.arange(manifest.prompt.blocks)
     audited = manifest.config.audit == "full" or manifest.config.forward == "dense"
     yield from _kept_rows(columns, edges, "query_block", blocks, manifest, audited=audited)
@@ -167,6 +167,7 @@ def _kept_rows(
     """Problems of a table with one row for each head and each of the `known` (ascending) values of its column `name`."""
     heads = manifest.model.heads
     yield from _outside_one(columns, "kept_mass")
+    yield from _count(f"kept above the budget of {manifest.budget}", columns["kept"] > manifest.budget)
     if audited:
         yield from _count(f"kept_mass null with audit={manifest.config.audit!r}", np.isnan(columns["kept_mass"]))
     ranges = list(_out_of_range(columns, {"head": heads}))
