@@ -62,7 +62,7 @@ def check_target_edges(columns: Columns, rows: Columns | None, manifest: Manifes
 
 
 def check_rows(columns: Columns, edges: Columns, manifest: Manifest) -> Iterator[str]:
-    """One row per head and query block, whose `kept` counts its edges, in budget; kept masses from 0 to 1, audited as told."""
+    """One row per head and query block, whose `kept` counts its edges; kept masses from 0 to 1, audited as told."""
     blocks = np.arange(manifest.prompt.blocks)
     audited = manifest.config.audit == "full" or manifest.config.forward == "dense"
     yield from _kept_rows(columns, edges, "query_block", blocks, manifest, audited=audited)

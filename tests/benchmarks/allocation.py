@@ -19,7 +19,7 @@ from attngraph.capture.attention import replaced_attention
 from attngraph.capture.cost import Tally
 from attngraph.capture.fidelity import dense_reference, divergence, logits_after
 from attngraph.capture.sparse import SparseAttention
-from attngraph.capture.structure import text_config
+from attngraph.models.structure import text_config
 
 BUDGETS = (4, 6, 8, 12)
 THRESHOLDS = {8: (0.9, 0.95), 16: (0.8, 0.9, 0.95, 0.98)}
