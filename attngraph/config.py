@@ -74,7 +74,7 @@ class StreamConfig:
     block_size: int = 16
     budget: BudgetSetting = 8
     allocation: Allocation = "uniform"
-    mass_threshold: float = 0.95
+    mass_threshold: float = 0.9
     selector: Selector = "stream"
     n_match: MatchSetting = 2
     representatives: int = 8

@@ -53,7 +53,7 @@ def capture(
     budget: Budget = "8",
     n_match: NMatch = "2",
     allocation: AllocationOption = "uniform",
-    mass_threshold: MassThreshold = 0.95,
+    mass_threshold: MassThreshold = 0.9,
     selector: Annotated[str, typer.Option(help="stream, or exact (true block masses, slow).")] = "stream",
     audit: Annotated[
         str,

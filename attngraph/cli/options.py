@@ -68,7 +68,7 @@ def config_of(
     audit: str = "targets",
     forward: str = "sparse",
     allocation: str = "uniform",
-    mass_threshold: float = 0.95,
+    mass_threshold: float = 0.9,
 ) -> StreamConfig:
     """The capture's settings from what was typed."""
     return StreamConfig(

@@ -17,6 +17,7 @@ from attngraph.capture.fidelity import Reference, tokens_to_read
 from attngraph.config import FORCED_BLOCKS
 from attngraph.errors import BudgetError, ConfigError, PromptError
 from attngraph.store import BudgetProbe, Fidelity, Pruned
+from tests.attngraph.test_capture_fidelity import passes
 from tests.attngraph.tiny_models import random_prompt, tiny, word_tokenizer, words
 
 TOKENS = 150
@@ -158,17 +159,6 @@ def test_a_probe_by_hand() -> None:
     assert not probe_of(5, reference, logits[[1, 1]], PRUNED).match
 
 
-def captured(lm: ag.LanguageModel, prompt: ag.Prompt, config: ag.StreamConfig, store) -> tuple[ag.Run, list[bool]]:
-    """A run, and for each forward pass of its capture whether it was a dense one."""
-    seen: list[bool] = []
-    hook = lm.model.register_forward_pre_hook(
-        lambda model, _: seen.append(model.config._attn_implementation != "attngraph")
-    )
-    run = ag.capture(lm, prompt, config, store=store, progress=False)
-    hook.remove()
-    return run, seen
-
-
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3Text"])
 @pytest.mark.parametrize("n_match", [1, 2, 4])
 @pytest.mark.parametrize("allocation", ["uniform", "mass"])
@@ -179,7 +169,7 @@ def test_auto_finds_a_budget_whose_run_is_that_of_the_budget_given(
     for seed in range(3):
         lm, prompt = tiny(kind, seed=seed, peak=2.5), random_prompt(TOKENS, seed=seed)
         config = replace(AUTO, n_match=n_match, allocation=allocation, mass_threshold=0.999)
-        run, dense = captured(lm, prompt, config, tmp_path)
+        run, seen = passes(lm, prompt, config, tmp_path)
         assert ag.verify_run(run.path).problems == ()
         assert run.manifest.config == config
         assert run.fidelity.next_tokens_match
@@ -194,8 +184,8 @@ def test_auto_finds_a_budget_whose_run_is_that_of_the_budget_given(
         for under in range(max(FORCED_BLOCKS, budget - NEIGHBOURS), budget):
             assert not tried[under].match
         # The dense model is asked once for each of its tokens; the pruned one once per budget, and to be captured.
-        assert sum(dense) == n_match
-        assert dense.count(False) >= len(curve) + 1
+        assert seen.count("dense") == n_match
+        assert seen.count("sparse") >= len(curve) + 1
 
         given = ag.capture(lm, prompt, replace(config, budget=budget), store=tmp_path, progress=False)
         assert given.fidelity == run.fidelity
@@ -208,18 +198,21 @@ def test_auto_finds_a_budget_whose_run_is_that_of_the_budget_given(
     assert set(ag.open_store(tmp_path).runs()["budget"]) == found
 
 
-def test_a_captured_pass_that_disagrees_with_its_probe_is_done_again_with_more(tmp_path) -> None:
-    # Here 7 blocks keep the tokens in the pass that also reads them, but not when the prompt is read alone.
-    lm, prompt = tiny("Gemma3Text", seed=9, peak=2.5), random_prompt(TOKENS, seed=9)
-    run, dense = captured(lm, prompt, replace(AUTO, n_match=3), tmp_path)
-    curve = {probe.budget: probe.match for probe in run.manifest.found_budget.curve}
-    assert curve == {4: False, 5: False, 6: False, 7: False, 8: True}
-    assert dense.count(False) == len(curve) + 2
-    assert run.fidelity.next_tokens_match
-    assert ag.verify_run(run.path).problems == ()
-    assert [path.name for path in tmp_path.iterdir()] == [run.path.name]
-    given = ag.capture(lm, prompt, replace(AUTO, n_match=3, budget=8), store=tmp_path, progress=False)
-    assert given.edges().collect().equals(run.edges().collect())
+def test_a_captured_pass_that_disagrees_with_its_probe_is_done_again(tmp_path) -> None:
+    # Near-ties: what keeps the tokens in the pass that also reads them may not when the prompt is read alone.
+    captures = []
+    for seed in (9, 43, 53):
+        lm, prompt = tiny("Gemma3Text", seed=seed, peak=2.5), random_prompt(TOKENS, seed=seed)
+        config = replace(AUTO, selector="exact", n_match=3)
+        run, seen = passes(lm, prompt, config, tmp_path)
+        curve = run.manifest.found_budget.curve
+        captures.append(seen.count("sparse") - len(curve))
+        assert curve[-1].match and run.fidelity.next_tokens_match
+        assert not any(probe.match for probe in curve if 0 < curve[-1].budget - probe.budget <= NEIGHBOURS)
+        assert ag.verify_run(run.path).problems == ()
+        given = ag.capture(lm, prompt, replace(config, budget=curve[-1].budget), store=tmp_path, progress=False)
+        assert given.edges().collect().equals(run.edges().collect())
+    assert max(captures) > 1
 
 
 def test_a_threshold_too_low_for_any_budget_leaves_no_run(tmp_path) -> None:
@@ -245,13 +238,13 @@ def test_an_answer_to_match_is_matched_whole(tmp_path) -> None:
     answer = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
     answer = tuple(answer[0, TOKENS:].tolist())
     asked = ag.Prompt(prompt.token_ids, answer=words(answer))
-    run, dense = captured(lm, asked, replace(AUTO, n_match="answer"), tmp_path)
+    run, seen = passes(lm, asked, replace(AUTO, n_match="answer"), tmp_path)
     assert run.manifest.config.n_match == "answer"
     assert (run.fidelity.n_match, run.fidelity.answer_tokens_kept) == (5, 5)
     assert run.fidelity.dense_tokens == run.fidelity.sparse_tokens == run.fidelity.sparse_answer == answer
     # One dense pass reads the answer, and so does one pruned pass per budget: the check of the found one is among them.
-    assert sum(dense) == 1
-    assert dense.count(False) == len(run.manifest.found_budget.curve) + 1
+    assert seen.count("dense") == 1
+    assert seen.count("sparse") == len(run.manifest.found_budget.curve) + 1
 
 
 def test_more_tokens_than_the_answer_has(tmp_path) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attngraph_kernels import BlockGrid, Exact, Stream, attend, select
+from attngraph_kernels import BlockGrid, Exact, Flat, Representative, Softmax, Stream, attend, select
 from attngraph_kernels.chosen import choose_rows
 from tests.kernels.reference import block_mass, dense_attention, kept_pairs, random_attention
 
@@ -52,12 +52,14 @@ def test_exact_keeps_the_fewest_blocks_that_reach_the_threshold(tokens: int, win
     st.integers(3, 9),
     st.floats(0.05, 0.99),
     st.integers(0, 100),
-    st.sampled_from([Stream, Exact]),
+    st.sampled_from([Stream, Representative, Flat, Exact]),
 )
 def test_what_is_kept_by_mass_is_a_part_of_what_the_budget_alone_keeps(tokens, window, budget, threshold, seed, kind):
     grid = BlockGrid(tokens, 8, window)
     q, k, _ = random_attention(2, 1, tokens, 4, seed=seed)
-    search = {} if kind is Exact else {"exact_tail": 0, "candidates": 2, "start_nodes": 8}
+    search = {} if kind is Exact else {"exact_tail": 0}
+    if kind is Stream:
+        search |= {"candidates": 2, "start_nodes": 8}
     alone = select(q, k, grid, kind(budget=budget, **search), scale=0.5).blocks
     found = select(q, k, grid, kind(budget=budget, mass_threshold=threshold, **search), scale=0.5).blocks
     assert found.shape == alone.shape
@@ -92,13 +94,27 @@ def test_target_rows_have_a_share_of_their_own():
     at = [30, 150, 202]
     mass = dense_attention(q, k, v, grid, 0.3).probability
     mass = torch.stack([part.sum(dim=-1) for part in mass.split(8, dim=-1)], dim=-1)[:, at]
-    blocks, scores = choose_rows(0.3 * q, k[0], grid, torch.tensor(at), 9, 0.5)
+    blocks, scores, kept_mass = choose_rows(0.3 * q, k[0], grid, torch.tensor(at), 9, mass_threshold=0.5)
     for head in range(2):
         for row, position in enumerate(at):
             own = position // 8
             kept = [b for b in blocks[head, row].tolist() if b >= 0]
             assert kept == fewest(mass[head, row].tolist(), list(grid.forced(own)), range(own + 1), 9, 0.5)
+            torch.testing.assert_close(kept_mass[head, row], mass[head, row, kept].sum(), atol=1e-5, rtol=1e-4)
     assert torch.isinf(scores[blocks < 0]).all()
     rows = attend(q, k, v, grid, Exact(budget=9, mass_threshold=0.5), scale=0.3, targets=at).targets
     assert torch.equal(rows.blocks, blocks)
     torch.testing.assert_close(rows.mass.sum(dim=-1), torch.ones(2, 3))
+
+
+def test_what_a_sink_takes_is_enough():
+    """A sink that takes all but a little of every row leaves nothing worth keeping but the forced blocks."""
+    grid = BlockGrid(203, 8)
+    q, k, v = random_attention(2, 1, 203, 8, seed=7)
+    selector = Exact(budget=9, mass_threshold=0.9)
+    plain, sunk = (
+        attend(q, k, v, grid, selector, scale=0.3, softmax=softmax).edges.blocks
+        for softmax in (Softmax(), Softmax(sinks=torch.full((2,), 50.0)))
+    )
+    assert ((sunk >= 0).sum(dim=-1) == torch.tensor([len(grid.forced(block)) for block in range(grid.count)])).all()
+    assert (plain >= 0).sum() > (sunk >= 0).sum()
