@@ -10,6 +10,11 @@ from attngraph.errors import ConfigError
 Selector = Literal["stream", "representative", "flat", "exact"]
 Forward = Literal["sparse", "dense"]
 Audit = Literal["none", "targets", "full"]
+Allocation = Literal["uniform", "mass"]
+BudgetWord = Literal["all", "auto"]
+BudgetSetting = int | BudgetWord
+MatchWord = Literal["answer"]
+MatchSetting = int | MatchWord
 
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 FORCED_BLOCKS = 3
@@ -26,14 +31,20 @@ class StreamConfig:
         Tokens per block; one of 8, 16, 32, 64, 128. Query and key blocks are the same partition.
     budget
         Key blocks kept per query block and head, the forced ones (sink, own, previous) included;
-        at least 3, at most the prompt's number of blocks, or ``"all"`` for no pruning.
+        at least 3, at most the prompt's number of blocks, or ``"all"`` for no pruning, or ``"auto"`` for the smallest
+        budget at which the next `n_match` tokens are the dense model's (see `attngraph.capture.budget`).
+    allocation
+        ``"uniform"``: every row keeps `budget` blocks. ``"mass"``: every row keeps the fewest blocks that hold
+        `mass_threshold` of its mass among the candidates, at most `budget` and never fewer than the forced ones.
+    mass_threshold
+        Share of a row's mass, above 0 and below 1; for ``allocation="mass"`` alone.
     selector
         ``"stream"``: the hierarchical search, O(T log T). To compare with: ``"representative"``, a descent with one key
         per node, O(T log T); ``"flat"``, mean queries against mean keys, O((T / block_size)²); ``"exact"``, the true
         block masses, O(T²). Memory is O(T) with each.
     n_match
-        Greedy next tokens compared between the dense and the sparse model (Rosser et al. 2025 use 2);
-        0 leaves out the fidelity check and its dense forward pass.
+        Greedy next tokens compared between the dense and the sparse model (Rosser et al. 2025 use 2), or ``"answer"``
+        for as many as the prompt's answer has; 0 leaves out the fidelity check and its dense forward pass.
     representatives
         Weighted key representatives per node of the key pyramid.
     query_representatives
@@ -61,9 +72,11 @@ class StreamConfig:
     """
 
     block_size: int = 16
-    budget: int | Literal["all"] = 8
+    budget: BudgetSetting = 8
+    allocation: Allocation = "uniform"
+    mass_threshold: float = 0.9
     selector: Selector = "stream"
-    n_match: int = 2
+    n_match: MatchSetting = 2
     representatives: int = 8
     query_representatives: int | None = None
     candidates: int = 3
@@ -75,16 +88,27 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
             raise ConfigError(f"block_size={self.block_size!r} is not one of {', '.join(map(str, BLOCK_SIZES))}.")
-        if self.budget != "all" and (not isinstance(self.budget, int) or self.budget < FORCED_BLOCKS):
+        if self.budget not in get_args(BudgetWord) and (
+            not isinstance(self.budget, int) or self.budget < FORCED_BLOCKS
+        ):
             raise ConfigError(
                 f"budget={self.budget!r} is too small: the sink, own and previous block are always kept, "
-                f"so give at least {FORCED_BLOCKS} blocks, or 'all'."
+                f"so give at least {FORCED_BLOCKS} blocks, or 'all', or 'auto'."
             )
-        for name, kind in (("selector", Selector), ("forward", Forward), ("audit", Audit)):
+        kinds = (("selector", Selector), ("forward", Forward), ("audit", Audit), ("allocation", Allocation))
+        for name, kind in kinds:
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}.")
+        if not 0.0 < self.mass_threshold < 1.0:
+            raise ConfigError(f"mass_threshold={self.mass_threshold!r} must be above 0 and below 1.")
+        if self.n_match != "answer" and (not isinstance(self.n_match, int) or self.n_match < 0):
+            raise ConfigError(f"n_match={self.n_match!r} must be a whole number of at least 0, or 'answer'.")
+        if self.budget == "auto" and self.n_match == 0:
+            raise ConfigError(
+                "budget='auto' compares next tokens with the dense model, but n_match=0 compares none; "
+                "give an n_match of at least 1, or a budget."
+            )
         for name, least in (
-            ("n_match", 0),
             ("representatives", 1),
             ("candidates", 1),
             ("start_nodes", 1),
@@ -104,14 +128,17 @@ class StreamConfig:
         return -(-tokens // self.block_size)
 
     def budget_for(self, tokens: int) -> int:
-        """The budget as a number of blocks, checked against a prompt of `tokens` tokens."""
+        """The budget as a number of blocks, checked against a prompt of `tokens` tokens.
+
+        All of the prompt's blocks where the budget is ``"all"``, and where it is ``"auto"``: more can't be found.
+        """
         blocks = self.blocks(tokens)
         if blocks < FORCED_BLOCKS:
             raise ConfigError(
                 f"The prompt has {tokens} tokens, that is {blocks} block(s) of {self.block_size}; at least "
                 f"{FORCED_BLOCKS} blocks are needed. Give a longer prompt or a smaller block_size."
             )
-        if self.budget == "all":
+        if self.budget == "all" or self.budget == "auto":
             return blocks
         if self.budget > blocks:
             raise ConfigError(

@@ -12,6 +12,10 @@ class ConfigError(AttngraphError, ValueError):
     """A setting is outside what attngraph or this prompt allows."""
 
 
+class BudgetError(AttngraphError):
+    """No budget keeps the dense model's next tokens."""
+
+
 class MissingDependencyError(AttngraphError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 

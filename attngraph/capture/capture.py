@@ -2,32 +2,37 @@
 
 1. Check prompt and settings, and claim a place in the store, before anything slow happens.
 2. Dense reference: the model with all its attention says which tokens come next (left out with ``n_match=0``).
-3. Captured pass: every layer attends over the blocks that the selector keeps, and is written as soon as it is through.
+3. Budget, where it is ``"auto"``: pruned passes look for the smallest that keeps these tokens (`budget.py`).
+4. Captured pass: every layer attends over the blocks that the selector keeps, and is written as soon as it is through.
    With ``forward="dense"`` the layer's whole attention flows on instead, and the kept blocks are only recorded.
-4. Sparse check: the pruned model reads prompt and answer once more, and is compared with the reference.
-5. Commit: tokens, blocks, spans, manifest; then the run folder appears under its final name.
+5. Sparse check: the pruned model reads prompt and answer once more, and is compared with the reference. Where this
+   contradicts the budget search, the search goes on, and the captured pass is done again.
+6. Commit: tokens, blocks, spans, manifest; then the run folder appears under its final name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
 
 from attngraph.capture.attention import replaced_attention, streamed_attention
-from attngraph.capture.cost import dense_cache_bytes, peak_rss_bytes, pruned_shares
+from attngraph.capture.budget import BudgetSearch, probe_of
+from attngraph.capture.cost import Tally, dense_cache_bytes, peak_rss_bytes
 from attngraph.capture.description import describe, prompt_tables
-from attngraph.capture.fidelity import compare, dense_reference, logits_after
+from attngraph.capture.fidelity import Forward, compare, dense_reference, logits_after, tokens_to_read
 from attngraph.capture.progress import Passes
 from attngraph.capture.recorder import Recorder
 from attngraph.capture.shares import measured_shares
 from attngraph.capture.sparse import SparseAttention
 from attngraph.config import StreamConfig
+from attngraph.errors import PromptError
 from attngraph.models import LanguageModel
 from attngraph.models.structure import decoder_layers, text_config
-from attngraph.store import Cost, Run, RunWriter
+from attngraph.store import Cost, FoundBudget, Pruned, Run, RunWriter
 from attngraph.tasks.prompt import Prompt
 
 DENSE, CAPTURE, CHECK = "dense reference", "capture", "sparse check"
@@ -68,54 +73,93 @@ def capture(
         If settings and prompt don't go together; nothing has been computed or written.
     UnsupportedModelError
         If the model can't be traced faithfully.
+    BudgetError
+        If ``budget="auto"`` and no budget keeps the dense model's next tokens.
     StoreError
         If the store can't be written.
     """
     config = config or StreamConfig()
     ids = prompt.token_ids
-    config.budget_for(len(ids))
+    most = config.budget_for(len(ids))
     prompt.check_vocabulary(lm.vocabulary_size)
     layers = decoder_layers(lm.model)
     target = len(ids) - 1
-    pruned = replace(config, forward="sparse")
     answer = () if lm.tokenizer is None else prompt.answer_token_ids(lm.tokenizer)
+    n_match = _tokens_to_match(config, answer)
+    heads = text_config(lm.model).num_attention_heads
+
+    def settings(budget: int) -> StreamConfig:
+        # Where all blocks of the prompt are kept, those of the tokens read after it are too.
+        return replace(config, budget="all" if budget == config.blocks(len(ids)) else budget)
 
     def dense(following: Sequence[int]) -> Tensor:
         with passes.measured(DENSE), replaced_attention(lm.model, streamed_attention):
             return logits_after(lm.model, ids, following)
 
-    def sparse(following: Sequence[int]) -> Tensor:
+    @cache
+    def sparse(budget: int, following: tuple[int, ...]) -> tuple[Tensor, Pruned]:
         # Every position that predicts is a target, as it would be in a capture of its own.
-        attention = SparseAttention(pruned, range(target, target + 1 + len(following)))
-        with passes.measured(CHECK), replaced_attention(lm.model, attention):
-            return logits_after(lm.model, ids, following)
+        tally, predicting = Tally(), range(target, target + 1 + len(following))
+        pruned = replace(settings(budget), forward="sparse", audit="none")
+        attention = SparseAttention(pruned, predicting, record=tally.attended)
+        label = f"try budget {budget}" if config.budget == "auto" else None
+        with passes.measured(CHECK, label), replaced_attention(lm.model, attention):
+            return logits_after(lm.model, ids, following), tally.pruned(heads)
 
-    with RunWriter(store) as writer, Passes(layers, progress) as passes:
-        reference = dense_reference(dense, config.n_match, answer) if config.n_match else None
-        recorder = Recorder(writer, (target,))
-        attention = SparseAttention(config, (target,), [(s.start, s.end) for s in prompt.spans], recorder.attended)
+    def checked(budget: int) -> Forward:
+        return lambda following: sparse(budget, tuple(following))[0]
+
+    def captured(budget: int, recorder: Recorder) -> Tensor:
+        spans = [(span.start, span.end) for span in prompt.spans]
+        attention = SparseAttention(settings(budget), (target,), spans, recorder.attended)
         with (
             passes.measured(CAPTURE),
             replaced_attention(lm.model, attention),
             measured_shares(layers, recorder.finish),
         ):
-            target_logits = logits_after(lm.model, ids, ())[0]
-        if reference is not None and config.forward == "dense":
-            target_logits = sparse(())[0]  # fidelity is the pruned model's, and that has not been run yet
-        fidelity = None if reference is None else compare(reference, target_logits, sparse, answer)
+            return logits_after(lm.model, ids, ())[0]
+
+    with RunWriter(store) as writer, Passes(layers, progress) as passes:
+        reference = dense_reference(dense, n_match, answer) if n_match else None
+        search: BudgetSearch | None = None
+        if reference is not None and config.budget == "auto":
+            read = tokens_to_read(reference, answer)
+            search = BudgetSearch(lambda budget: probe_of(budget, reference, *sparse(budget, read)), most)
+        while True:
+            budget = search.smallest() if search else most
+            recorder = Recorder(writer, (target,))
+            logits = captured(budget, recorder)
+            if reference is not None and config.forward == "dense":
+                logits = checked(budget)(())[0]  # fidelity is the pruned model's, and that has not been run yet
+            fidelity = None if reference is None else compare(reference, logits, checked(budget), answer)
+            if search is None or search.confirm(budget, fidelity, recorder.tally.pruned(heads)):
+                break
+            writer.restart()
         for table, columns in prompt_tables(lm.tokenizer, prompt, config.block_size).items():
             writer.append(table, columns)
         cost = _cost(lm, recorder, passes, len(ids))
-        return writer.commit(describe(lm, prompt, config, recorder, cost, fidelity))
+        found = None if search is None else FoundBudget(blocks=budget, curve=search.curve)
+        return writer.commit(describe(lm, prompt, config, recorder, cost, fidelity, found))
+
+
+def _tokens_to_match(config: StreamConfig, answer: Sequence[int]) -> int:
+    if config.n_match != "answer":
+        return config.n_match
+    if not answer:
+        raise PromptError(
+            "n_match='answer' compares as many tokens as the answer has, but this prompt has no answer, or the model "
+            "no tokenizer to read it; give the prompt an answer, or n_match a number."
+        )
+    return len(answer)
 
 
 def _cost(lm: LanguageModel, recorder: Recorder, passes: Passes, tokens: int) -> Cost:
-    heads = text_config(lm.model).num_attention_heads
+    heads, tally = text_config(lm.model).num_attention_heads, recorder.tally
     return Cost(
-        capture_seconds=passes.seconds[CAPTURE][0],
+        capture_seconds=passes.seconds[CAPTURE][-1],
         dense_forward_seconds=passes.seconds[DENSE][0] if passes.seconds[DENSE] else None,
         fidelity_seconds=sum(passes.seconds[CHECK]) if passes.seconds[DENSE] else None,
         peak_rss_bytes=peak_rss_bytes(),
-        dense_cache_bytes=dense_cache_bytes(len(recorder.grids), heads, tokens, lm.model.dtype.itemsize),
-        pruned=pruned_shares(recorder.grids, recorder.kept_blocks, heads),
+        dense_cache_bytes=dense_cache_bytes(len(tally.grids), heads, tokens, lm.model.dtype.itemsize),
+        pruned=tally.pruned(heads),
     )

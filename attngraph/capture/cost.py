@@ -7,7 +7,26 @@ import sys
 from collections.abc import Sequence
 
 from attngraph.store import Pruned
-from attngraph_kernels import BlockGrid
+from attngraph_kernels import Attended, BlockGrid, Softmax
+
+
+class Tally:
+    """What the layers of a pass keep: their grids, their (query block, key block) pairs over all heads, any sinks."""
+
+    def __init__(self) -> None:
+        self.grids: list[BlockGrid] = []
+        self.kept_blocks: list[int] = []
+        self.sinks = False
+
+    def attended(self, grid: BlockGrid, softmax: Softmax, attended: Attended) -> None:
+        """Count one more layer."""
+        self.grids.append(grid)
+        self.sinks |= softmax.sinks is not None
+        self.kept_blocks.append(int((attended.edges.blocks >= 0).sum()))
+
+    def pruned(self, heads: int) -> Pruned:
+        """The shares dropped so far."""
+        return pruned_shares(self.grids, self.kept_blocks, heads)
 
 
 def peak_rss_bytes() -> int:

@@ -16,7 +16,7 @@ from attngraph.capture.recorder import Recorder
 from attngraph.config import StreamConfig
 from attngraph.models import LanguageModel
 from attngraph.models.structure import text_config
-from attngraph.store import SCHEMA_VERSION, Cost, Fidelity, Manifest, ModelInfo, PromptInfo, SpanInfo
+from attngraph.store import SCHEMA_VERSION, Cost, Fidelity, FoundBudget, Manifest, ModelInfo, PromptInfo, SpanInfo
 from attngraph.tasks.prompt import Prompt
 from attngraph.version import __version__
 
@@ -31,12 +31,13 @@ def describe(
     recorder: Recorder,
     cost: Cost,
     fidelity: Fidelity | None,
+    found_budget: FoundBudget | None,
 ) -> Manifest:
     """The manifest of a run, but for what the writer fills in."""
     return Manifest(
         key=task_key(lm, prompt, config),
         attngraph_version=__version__,
-        model=_model_info(lm, tuple(grid.window for grid in recorder.grids), recorder.sinks),
+        model=_model_info(lm, tuple(grid.window for grid in recorder.tally.grids), recorder.tally.sinks),
         prompt=PromptInfo(
             tokens=len(prompt.token_ids),
             blocks=config.blocks(len(prompt.token_ids)),
@@ -50,6 +51,7 @@ def describe(
         config=config,
         cost=cost,
         fidelity=fidelity,
+        found_budget=found_budget,
         environment={
             "python": platform.python_version(),
             "torch": str(torch.__version__),

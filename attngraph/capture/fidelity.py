@@ -3,7 +3,8 @@
 Both models read the prompt followed by known tokens (teacher forcing) in one forward pass, and the logits from the
 prompt's last token on are compared: greedy next tokens (Rosser et al. 2025 compare two), divergence and top-1 margin at
 the target, and how many of the answer's tokens are still the first choice. Greedy tokens follow from teacher-forced
-ones as long as these agree with what the model would have said, so a pass is repeated only where they do not.
+ones as long as these agree with what the model would have said, so a pass is repeated only where they do not. The first
+token, the divergence and the margin are those of the captured pass, which reads the prompt alone.
 """
 
 from __future__ import annotations
@@ -83,22 +84,21 @@ def compare(reference: Reference, sparse_target: Tensor, forward: Forward, answe
     n_match = len(reference.greedy)
     first = int(sparse_target.argmax())
     along_answer = list(forward(answer[:-1]).argmax(dim=-1).tolist())[: len(answer)] if answer else []
-    lead = reference.greedy[: n_match - 1]
-    if tuple(answer[: len(lead)]) == lead and len(along_answer) >= n_match:
+    following = tokens_to_read(reference, answer)
+    if answer and following == tuple(answer[:-1]):
         along_greedy = along_answer
     else:
-        along_greedy = forward(lead).argmax(dim=-1).tolist() if lead else [first]
+        along_greedy = forward(following).argmax(dim=-1).tolist() if following else [first]
     sparse = (first, *along_greedy[1:n_match])
     sparse = sparse[: agreeing(sparse, reference.greedy) + 1]
-    dense_log, sparse_log = reference.target.log_softmax(dim=-1), sparse_target.log_softmax(dim=-1)
     return Fidelity(
         n_match=n_match,
         dense_tokens=reference.greedy,
         sparse_tokens=sparse[:n_match],
         next_tokens_match=sparse[:n_match] == reference.greedy,
-        kl=float((dense_log.exp() * (dense_log - sparse_log)).sum().clamp_min(0)),
-        dense_margin=_margin(dense_log),
-        sparse_margin=_margin(sparse_log),
+        kl=divergence(reference.target, sparse_target),
+        dense_margin=margin(reference.target),
+        sparse_margin=margin(sparse_target),
         answer_tokens=len(answer) or None,
         answer_tokens_kept=_hits(along_answer, answer) if answer else None,
         dense_answer_tokens_kept=_hits(reference.answer, answer) if answer else None,
@@ -107,8 +107,24 @@ def compare(reference: Reference, sparse_target: Tensor, forward: Forward, answe
     )
 
 
-def _margin(log_probabilities: Tensor) -> float:
-    best = log_probabilities.topk(2).values
+def tokens_to_read(reference: Reference, answer: Sequence[int]) -> tuple[int, ...]:
+    """What a model reads after the prompt so that one pass shows whether it says the greedy tokens.
+
+    All of them but the last; where the answer begins with these, the answer but for its last token, which tells both.
+    """
+    lead, forced = reference.greedy[:-1], tuple(answer[:-1])
+    return forced if forced[: len(lead)] == lead else lead
+
+
+def divergence(dense: Tensor, sparse: Tensor) -> float:
+    """KL divergence, in nats, of the sparse next-token distribution from the dense one; logits [vocabulary]."""
+    dense_log, sparse_log = dense.log_softmax(dim=-1), sparse.log_softmax(dim=-1)
+    return float((dense_log.exp() * (dense_log - sparse_log)).sum().clamp_min(0))
+
+
+def margin(logits: Tensor) -> float:
+    """Top-1 minus top-2 log-probability, in nats."""
+    best = logits.log_softmax(dim=-1).topk(2).values
     return float(best[0] - best[1])
 
 

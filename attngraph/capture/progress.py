@@ -45,9 +45,9 @@ class Passes:
         self._progress.stop()
 
     @contextmanager
-    def measured(self, name: str) -> Iterator[None]:
-        """Time what runs inside the block, and advance a bar with each layer that ends."""
-        task = self._progress.add_task(name, total=len(self.layers))
+    def measured(self, name: str, label: str | None = None) -> Iterator[None]:
+        """Time what runs inside the block, and advance a bar (of this label, else name) with each layer that ends."""
+        task = self._progress.add_task(label or name, total=len(self.layers))
 
         def advance(*_: Any) -> None:
             self._progress.advance(task)

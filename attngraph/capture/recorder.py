@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attngraph.capture.cost import Tally
 from attngraph.capture.shares import Shares
 from attngraph.store import RunWriter
 from attngraph_kernels import Attended, BlockGrid, Edges, Softmax
@@ -17,7 +18,7 @@ Columns = Mapping[str, Any]
 
 
 class Recorder:
-    """Append each layer to the writer as it comes, and count what it kept.
+    """Append each layer to the writer as it comes, and count in `tally` what it kept.
 
     Parameters
     ----------
@@ -30,25 +31,20 @@ class Recorder:
     def __init__(self, writer: RunWriter, targets: tuple[int, ...]) -> None:
         self.writer = writer
         self.targets = targets
-        self.grids: list[BlockGrid] = []
-        self.kept_blocks: list[int] = []
-        self.sinks = False
+        self.tally = Tally()
         self._pending: Attended | None = None
 
     def attended(self, grid: BlockGrid, softmax: Softmax, attended: Attended) -> None:
         """Take a layer's attention; its shares follow when the layer is through."""
-        self.grids.append(grid)
-        self.sinks |= softmax.sinks is not None
+        self.tally.attended(grid, softmax, attended)
         self._pending = attended
 
     def finish(self, layer: int, shares: Shares) -> None:
         """Write the layer."""
-        attended, grid = self._pending, self.grids[-1]
+        attended, grid = self._pending, self.tally.grids[-1]
         assert attended is not None, "a layer ended without attention"
         self._pending = None
-        edges = edge_columns(layer, attended.edges, "query_block", np.arange(grid.count))
-        self.kept_blocks.append(len(edges["key_block"]))
-        self.writer.append("edges", edges)
+        self.writer.append("edges", edge_columns(layer, attended.edges, "query_block", np.arange(grid.count)))
         if self.targets:
             targets = np.array(self.targets)
             self.writer.append("target_edges", edge_columns(layer, attended.targets, "target", targets))

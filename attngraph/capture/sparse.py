@@ -86,14 +86,18 @@ def _unaudited(attended: Attended) -> Attended:
 def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, estimate: bool = False) -> Selector:
     """The kernel's selector for these settings; with `estimate`, rows that are not audited are estimated."""
     budget = config.budget_for(grid.tokens)
+    mass_threshold = config.mass_threshold if config.allocation == "mass" else None
     if config.selector == "exact":
-        return Exact(budget=budget)
+        return Exact(budget=budget, mass_threshold=mass_threshold)
     exact_blocks = frozenset(target // grid.size for target in targets)
     if config.selector != "stream":
         plain = Representative if config.selector == "representative" else Flat
-        return plain(budget=budget, exact_tail=config.exact_tail, exact_blocks=exact_blocks)
+        return plain(
+            budget=budget, mass_threshold=mass_threshold, exact_tail=config.exact_tail, exact_blocks=exact_blocks
+        )
     return Stream(
         budget=budget,
+        mass_threshold=mass_threshold,
         exact_tail=config.exact_tail,
         exact_blocks=exact_blocks,
         representatives=config.representatives,

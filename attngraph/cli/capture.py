@@ -9,7 +9,20 @@ import msgspec
 import typer
 
 import attngraph as ag
-from attngraph.cli.options import BlockSize, Budget, Depth, Haystack, Json, Length, Model, Seed, config_of
+from attngraph.cli.options import (
+    AllocationOption,
+    BlockSize,
+    Budget,
+    Depth,
+    Haystack,
+    Json,
+    Length,
+    MassThreshold,
+    Model,
+    NMatch,
+    Seed,
+    config_of,
+)
 from attngraph.cli.output import note, print_json, print_screen, size
 from attngraph.errors import ConfigError, PromptError
 
@@ -38,9 +51,9 @@ def capture(
     haystack: Haystack = "noise",
     block_size: BlockSize = 16,
     budget: Budget = "8",
-    n_match: Annotated[
-        int, typer.Option(help="Next tokens compared with the dense model; 0 skips the comparison.")
-    ] = 2,
+    n_match: NMatch = "2",
+    allocation: AllocationOption = "uniform",
+    mass_threshold: MassThreshold = 0.9,
     selector: Annotated[str, typer.Option(help="stream, or exact (true block masses, slow).")] = "stream",
     audit: Annotated[
         str,
@@ -53,9 +66,9 @@ def capture(
 ) -> None:
     """Run a model on a prompt, pruned, and commit the run to a store.
 
-    Example: attngraph capture --model smollm2-135m --task needle --length 4096 --store runs
+    Example: attngraph capture --model smollm2-135m --task needle --length 4096 --budget auto --store runs
     """
-    config = config_of(block_size, budget, n_match, selector, audit, forward)
+    config = config_of(block_size, budget, n_match, selector, audit, forward, allocation, mass_threshold)
     if [task, prompt, text].count(None) != 2:
         raise ConfigError("Give exactly one of --task needle, --prompt FILE.json and --text FILE.txt.")
     if task is not None:
@@ -115,6 +128,9 @@ def summary(run: Run) -> str:
         f"time      {cost.capture_seconds:.1f} s captured"
         + ("" if cost.dense_forward_seconds is None else f", {cost.dense_forward_seconds:.1f} s dense forward"),
     ]
+    if (found := manifest.found_budget) is not None:
+        tried = ", ".join(str(budget) for budget in sorted(probe.budget for probe in found.curve))
+        lines.insert(2, f"budget    {found.blocks} blocks found (tried {tried})")
     if fidelity is not None:
         lines.append(f"fidelity  {fidelity_line(fidelity)}")
     return "\n".join(lines)

@@ -64,7 +64,7 @@ def demo_document(lm: LanguageModel, run: Run, k: int) -> dict[str, Any]:
         "model": manifest.model.id,
         "tokens": manifest.prompt.tokens,
         "block_size": manifest.config.block_size,
-        "budget": manifest.config.budget,
+        "budget": manifest.budget,
         "answer": {
             "expected": manifest.prompt.answer,
             "dense": lm.tokenizer.decode(list(fidelity.dense_answer)),

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
 import attngraph as ag
-from attngraph.config import Audit, Forward, Selector, StreamConfig
+from attngraph.config import (
+    Allocation,
+    Audit,
+    BudgetSetting,
+    BudgetWord,
+    Forward,
+    MatchSetting,
+    MatchWord,
+    Selector,
+    StreamConfig,
+)
 from attngraph.errors import ConfigError
 
 if TYPE_CHECKING:  # at run time the graph's libraries would slow `attngraph --help` down
@@ -27,7 +38,18 @@ Haystack = Annotated[
     Literal["noise", "varied"], typer.Option(help="noise: RULER's five sentences; varied: natural sentences.")
 ]
 BlockSize = Annotated[int, typer.Option(help="Tokens per block: 8, 16, 32, 64 or 128.")]
-Budget = Annotated[str, typer.Option(help="Key blocks kept per query block and head, or all.")]
+Budget = Annotated[
+    str,
+    typer.Option(help="Key blocks kept per query block and head, all, or auto: the fewest that keep the next tokens."),
+]
+NMatch = Annotated[
+    str,
+    typer.Option(help="Next tokens compared with the dense model, or answer: as many as it has; 0 skips this."),
+]
+AllocationOption = Annotated[
+    str, typer.Option("--allocation", help="uniform, or mass: fewer where they hold --mass-threshold of the mass.")
+]
+MassThreshold = Annotated[float, typer.Option(help="Share of a row's mass that is enough, for --allocation mass.")]
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 Source = Annotated[str, typer.Option(help="Where routes start: a span, block:N, token:N or output.")]
@@ -41,30 +63,35 @@ SinkPolicy = Annotated[str, typer.Option("--sink", help="Edges from block 0: kee
 def config_of(
     block_size: int,
     budget: str,
-    n_match: int = 2,
+    n_match: str = "2",
     selector: str = "stream",
     audit: str = "targets",
     forward: str = "sparse",
+    allocation: str = "uniform",
+    mass_threshold: float = 0.9,
 ) -> StreamConfig:
     """The capture's settings from what was typed."""
     return StreamConfig(
         block_size=block_size,
-        budget=budget_of(budget),
-        n_match=n_match,
+        budget=cast(BudgetSetting, number_or_word("budget", budget, "blocks", get_args(BudgetWord))),
+        n_match=cast(MatchSetting, number_or_word("n_match", n_match, "tokens", get_args(MatchWord))),
         selector=cast(Selector, selector),
         audit=cast(Audit, audit),
         forward=cast(Forward, forward),
+        allocation=cast(Allocation, allocation),
+        mass_threshold=mass_threshold,
     )
 
 
-def budget_of(text: str) -> int | Literal["all"]:
-    """The budget as typed: a number or the word all."""
-    if text == "all":
-        return "all"
+def number_or_word(name: str, text: str, unit: str, words: Sequence[str]) -> int | str:
+    """A setting as typed: one of `words`, or a number."""
+    if text in words:
+        return text
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"budget={text!r} is neither a number of blocks nor 'all'.") from None
+        allowed = " or ".join(map(repr, words))
+        raise ConfigError(f"{name}={text!r} is neither a number of {unit} nor {allowed}.") from None
 
 
 def graph_of(run: Path, weight: str, residual: str, heads: str, sink: str) -> AttentionGraph:

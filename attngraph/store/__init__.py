@@ -4,9 +4,11 @@ from attngraph.store.encoding import round_mantissa
 from attngraph.store.integrity import Verification, verify_run, verify_store
 from attngraph.store.manifest import (
     MANIFEST_FILE,
+    BudgetProbe,
     Cost,
     Fidelity,
     FileInfo,
+    FoundBudget,
     Manifest,
     ModelInfo,
     PromptInfo,
@@ -22,9 +24,11 @@ __all__ = [
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
     "TABLES",
+    "BudgetProbe",
     "Cost",
     "Fidelity",
     "FileInfo",
+    "FoundBudget",
     "Manifest",
     "ModelInfo",
     "PromptInfo",

@@ -167,6 +167,7 @@ def _kept_rows(
     """Problems of a table with one row for each head and each of the `known` (ascending) values of column `name`."""
     heads = manifest.model.heads
     yield from _outside_one(columns, "kept_mass")
+    yield from _count(f"kept above the budget of {manifest.budget}", columns["kept"] > manifest.budget)
     if audited:
         yield from _count(f"kept_mass null with audit={manifest.config.audit!r}", np.isnan(columns["kept_mass"]))
     ranges = list(_out_of_range(columns, {"head": heads}))

@@ -85,6 +85,30 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
     sparse_answer: tuple[int, ...] = ()
 
 
+class BudgetProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pruned model says with one budget: `match` where the next tokens are all the dense model's.
+
+    `kl` and `margin` (the pruned model's own, top-1 minus top-2) are in nats at the prompt's last token; `pruned` is
+    the share of causal pairs left out.
+    """
+
+    budget: int
+    match: bool
+    kl: float
+    margin: float
+    pruned: float
+
+
+class FoundBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``budget="auto"`` found: the budget in `blocks`, and the `curve` of all budgets tried, in that order.
+
+    Its last entry is the captured pass; the others come from passes that read the tokens to match after the prompt.
+    """
+
+    blocks: int
+    curve: tuple[BudgetProbe, ...]
+
+
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     """Share of token pairs dropped: of the causal T(T+1)/2, of T², of those within each layer's window."""
 
@@ -97,8 +121,9 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """What the run took, in wall seconds and bytes.
 
     `capture_seconds` is the pruned forward pass with all that it recorded; `dense_forward_seconds` the model's own over
-    prompt and answer; `fidelity_seconds` the pruned passes that were compared with it. `dense_cache_bytes` is what all
-    attention patterns would have taken, `peak_rss_bytes` the process's highest resident memory so far.
+    prompt and answer; `fidelity_seconds` the pruned passes that were compared with it, those of a budget search
+    included. `dense_cache_bytes` is what all attention patterns would have taken, `peak_rss_bytes` the process's
+    highest resident memory so far.
 
     The writer fills `edges`, `target_edges` and `run_bytes` (all Parquet files of the run, without
     ``run.json``).
@@ -128,7 +153,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `key` identifies the task (model, prompt, config, schema), so that a run can be found again. The writer
     fills `run` (a ULID), `created` (UTC, ISO 8601; when the writer was opened), `files`, and the counts and
-    bytes of `cost`.
+    bytes of `cost`. `found_budget` is None unless the configured budget is ``"auto"``.
     """
 
     format: str = FORMAT
@@ -141,9 +166,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: PromptInfo
     config: StreamConfig
     fidelity: Fidelity | None = None
+    found_budget: FoundBudget | None = None
     cost: Cost
     environment: dict[str, str] = {}
     files: dict[str, FileInfo] = {}
+
+    @property
+    def budget(self) -> int:
+        """Key blocks kept per row at most: as configured, all blocks of the prompt, or what was found."""
+        if self.found_budget is not None:
+            return self.found_budget.blocks
+        budget = self.config.budget
+        return budget if isinstance(budget, int) else self.prompt.blocks
 
     @property
     def tables(self) -> dict[str, Table]:

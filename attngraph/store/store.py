@@ -52,8 +52,8 @@ class Store:
     def runs(self) -> pl.DataFrame:
         """The catalogue: one row per run, from the manifests alone; columns as in ``CATALOGUE_SCHEMA``.
 
-        `budget` is in blocks (``"all"`` is the run's number of blocks); fidelity columns are null where it
-        wasn't checked.
+        `budget` is in blocks (``"all"`` is the run's number of blocks, ``"auto"`` what was found); fidelity columns
+        are null where it wasn't checked.
 
         Raises
         ------
@@ -113,7 +113,7 @@ def _catalogue_row(run: Run) -> tuple[Any, ...]:
         prompt.tokens,
         prompt.blocks,
         config.block_size,
-        prompt.blocks if config.budget == "all" else config.budget,
+        manifest.budget,
         config.selector,
         cost.edges,
         cost.run_bytes,

@@ -141,6 +141,15 @@ class RunWriter:
         if layer is not None:
             opened.layers.append(layer)
 
+    def restart(self) -> None:
+        """Throw away all that was appended; the run keeps its id, and the writer stays open."""
+        claimed = self._claimed()
+        with partial.reported(f"Removing tables in {claimed.folder}"):
+            for opened in self._tables.values():
+                opened.writer.close()
+                (claimed.folder / opened.table.file).unlink()
+        self._tables = {}
+
     def commit(self, manifest: Manifest) -> Run:
         """Make the run durable under its final name, and return it.
 

@@ -182,7 +182,7 @@ def _attend_group(
     if dense is not None:
         kept_mass = _audited_share(log_sum_exp[:, : grid.tokens], dense, grid)
     at = torch.tensor(work.targets, dtype=torch.int64, device=v.device)
-    rows = _attend_rows(q, k, values, lengths, grid, at, min(work.selector.budget, grid.count), softmax, total)
+    rows = _attend_rows(q, k, values, lengths, grid, at, work.selector, softmax, total)
     if total is None:
         output[:, at] = rows.output
     log_sum_exp[:, at] = rows.log_sum_exp
@@ -277,12 +277,13 @@ def _attend_rows(
     lengths: Tensor,
     grid: BlockGrid,
     at: Tensor,
-    budget: int,
+    selector: Selector,
     softmax: Softmax,
     dense: Tensor | None,
 ) -> _Rows:
     """Attention of the target rows, each over the blocks that it alone would keep."""
-    blocks, scores, kept_mass = choose_rows(q, k, grid, at, budget, softmax)
+    budget = min(selector.budget, grid.count)
+    blocks, scores, kept_mass = choose_rows(q, k, grid, at, budget, softmax, selector.mass_threshold)
     index = blocks.clamp_min(0)
     total = scores.flatten(2).logsumexp(dim=-1)
     total = torch.logaddexp(total, softmax.sink_scores(total))

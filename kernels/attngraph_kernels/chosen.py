@@ -2,6 +2,9 @@
 
 `choose_dense` makes every visible block a candidate, `choose_rows` does so for single query rows; `gathered_scores`,
 `block_mass` and `most_mass` are the steps for a few candidates. Of two blocks with equal mass the earlier one is kept.
+
+A row keeps `budget` blocks or, with a `mass_threshold`, the fewest of them, best first after the forced ones, without
+which less than this share of the candidates' mass would be kept (what goes to a sink counts as kept).
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ DENSE_ELEMENTS = 1 << 20
 class Chosen(NamedTuple):
     """The kept blocks of P heads (of one key/value head) in the B query blocks from `start` on.
 
-    `blocks` [P, B, budget], ascending, -1 (first) where fewer are visible; `scores` [P, B, size, budget, size], the
-    scaled and capped scores of each query with each kept key, -inf where a key is not visible; `kept_mass` [P, B], the
-    share of the dense attention mass that no dropped block has, NaN where the search has not seen every visible key;
-    there an `estimate` stands in, if it was asked for.
+    `blocks` [P, B, budget], ascending, -1 (first) where fewer are kept; `scores` [P, B, size, budget, size], the
+    scaled and capped scores of each query with each kept key, -inf where a key is not visible or not kept; `kept_mass`
+    [P, B], the share of the dense attention mass that no dropped block has, NaN where the search has not seen every
+    visible key; there an `estimate` stands in, if it was asked for.
     """
 
     start: int
@@ -51,7 +54,14 @@ def dense_chunks(blocks: range | list[int], heads: int, grid: BlockGrid) -> Iter
 
 
 def choose_dense(
-    queries: Tensor, keys: Tensor, grid: BlockGrid, start: int, stop: int, budget: int, softmax: Softmax = PLAIN
+    queries: Tensor,
+    keys: Tensor,
+    grid: BlockGrid,
+    start: int,
+    stop: int,
+    budget: int,
+    softmax: Softmax = PLAIN,
+    mass_threshold: float | None = None,
 ) -> Chosen:
     """Score every visible key of the query blocks `start` to `stop - 1` and keep the blocks with the most mass."""
     first = grid.first_visible(start)
@@ -65,11 +75,17 @@ def choose_dense(
     earliest = torch.tensor([grid.first_visible(b) for b in range(start, stop)], device=keys.device)
     own = torch.arange(start, stop, device=keys.device)
     seen = (blocks >= earliest[:, None]) & (blocks <= own[:, None])
-    return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, softmax)
+    return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, softmax, mass_threshold)
 
 
 def choose_rows(
-    q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, budget: int, softmax: Softmax = PLAIN
+    q: Tensor,
+    k: Tensor,
+    grid: BlockGrid,
+    at: Tensor,
+    budget: int,
+    softmax: Softmax = PLAIN,
+    mass_threshold: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The blocks with the most true mass for single query rows, each with a budget of its own; O(T) each.
 
@@ -81,12 +97,14 @@ def choose_rows(
         [R], the query positions.
     budget
         Blocks kept per row, the forced blocks of the row's own block included.
+    mass_threshold
+        Share of the row's mass that is enough: once it is kept, no further block is.
 
     Returns
     -------
     tuple[Tensor, Tensor, Tensor]
-        Blocks [P, R, budget], ascending, -1 (first) where fewer are visible; scores [P, R, budget, size], -inf where
-        a key is not visible; the kept share [P, R] of the dense attention mass, exact.
+        Blocks [P, R, budget], ascending, -1 (first) where fewer are kept; scores [P, R, budget, size], -inf where a key
+        is not visible or not kept; the kept share [P, R] of the dense attention mass, exact.
     """
     heads, rows = len(q), len(at)
     reached = torch.arange(grid.count * grid.size, device=k.device)
@@ -97,25 +115,38 @@ def choose_rows(
     earliest = torch.tensor([grid.first_visible(block) for block in own.tolist()], dtype=own.dtype, device=k.device)
     blocks = torch.arange(grid.count, device=k.device).expand(heads, rows, -1)
     blocks = blocks.masked_fill((blocks < earliest[:, None]) | (blocks > own[:, None]), -1)
-    kept, slots = most_mass(mass, blocks, own, grid, budget)
+    kept, slots = most_mass(mass, blocks, own, grid, budget, mass_threshold)
     scores = scores.view(heads, rows, grid.count, grid.size)
-    return kept, scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size)), kept_share(mass, slots)
+    picked = scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size))
+    picked.masked_fill_((kept < 0).unsqueeze(-1), -torch.inf)
+    return kept, picked, kept_share(mass, kept, slots)
 
 
-def keep(blocks: Tensor, scores: Tensor, grid: BlockGrid, start: int, budget: int, softmax: Softmax = PLAIN) -> Chosen:
-    """Keep the `budget` of all visible blocks with the most mass, the forced ones before all others."""
+def keep(
+    blocks: Tensor,
+    scores: Tensor,
+    grid: BlockGrid,
+    start: int,
+    budget: int,
+    softmax: Softmax = PLAIN,
+    mass_threshold: float | None = None,
+) -> Chosen:
+    """Keep at most `budget` of all visible blocks, those with the most mass, the forced ones before all others."""
     heads, count, size, width, _ = scores.shape
     mass = block_mass(row_mass(scores, grid, start, softmax), grid, start)
     own = torch.arange(start, start + count, device=blocks.device)
-    kept, slots = most_mass(mass, blocks, own, grid, min(budget, width))
+    kept, slots = most_mass(mass, blocks, own, grid, min(budget, width), mass_threshold)
     row = torch.arange(heads * count * size, device=blocks.device).view(heads, count, size, 1)
     picked = scores.view(-1, size).index_select(0, (row * width + slots.unsqueeze(2)).flatten())
     picked = picked.view(heads, count, size, slots.shape[-1], size)
+    share = kept_share(mass, kept, slots)
+    if mass_threshold is not None:
+        picked.masked_fill_((kept < 0)[:, :, None, :, None], -torch.inf)
     if slots.shape[-1] < budget:
         missing = budget - slots.shape[-1]
         kept = torch.nn.functional.pad(kept, (missing, 0), value=-1)
         picked = torch.nn.functional.pad(picked, (0, 0, missing, 0), value=-torch.inf)
-    return Chosen(start, kept, picked, kept_share(mass, slots))
+    return Chosen(start, kept, picked, share)
 
 
 def row_mass(scores: Tensor, grid: BlockGrid, start: int, softmax: Softmax = PLAIN) -> Tensor:
@@ -158,21 +189,30 @@ def gathered_scores(
     return scores.masked_fill_(hidden | (blocks < 0)[:, :, None, :, None], -torch.inf)
 
 
-def kept_share(mass: Tensor, slots: Tensor) -> Tensor:
+def kept_share(mass: Tensor, kept: Tensor, slots: Tensor) -> Tensor:
     """1 - the dense mass on the blocks that are not kept: what goes to a sink is not dropped."""
-    return 1 - (mass.sum(dim=-1) - mass.gather(-1, slots).sum(dim=-1))
+    return 1 - (mass.sum(dim=-1) - mass.gather(-1, slots).masked_fill_(kept < 0, 0).sum(dim=-1))
 
 
-def most_mass(mass: Tensor, blocks: Tensor, own: Tensor, grid: BlockGrid, budget: int) -> tuple[Tensor, Tensor]:
+def most_mass(
+    mass: Tensor, blocks: Tensor, own: Tensor, grid: BlockGrid, budget: int, mass_threshold: float | None = None
+) -> tuple[Tensor, Tensor]:
     """The kept `blocks` [P, R, budget], ascending, and their slots: forced ones first, then those with the most mass.
 
-    `mass` and `blocks` are [P, R, C], -1 marking what is no candidate; `own` [R] is each row's own block.
+    `mass` and `blocks` are [P, R, C], -1 marking what is no candidate; `own` [R] is each row's own block. A block that
+    is not forced, and before which only 1 - `mass_threshold` of the mass is left, is not kept: -1.
     """
     forced = (blocks == own[:, None]) | (blocks == own[:, None] - 1)
     if not grid.windowed:
         forced |= blocks == 0
     slots = largest(mass.masked_fill(forced, 2.0), blocks >= 0, budget)
-    kept, order = blocks.gather(-1, slots).sort(dim=-1)
+    chosen = blocks.gather(-1, slots)
+    if mass_threshold is not None:
+        taken = mass.gather(-1, slots)
+        left = mass.sum(dim=-1, keepdim=True) - (taken.cumsum(dim=-1) - taken)
+        enough = (left <= 1 - mass_threshold) & ~forced.expand_as(mass).gather(-1, slots)
+        chosen = chosen.masked_fill(enough, -1)
+    kept, order = chosen.sort(dim=-1)
     return kept, slots.gather(-1, order)
 
 

@@ -105,7 +105,7 @@ class Descent:
         What the descent goes by; it starts at the coarsest level.
     beam
         Nodes kept per level, and blocks that survive (the forced ones included). Where these are more than the budget,
-        they are scored with all their keys and all queries.
+        or a `mass_threshold` is given, they are scored with all their keys and all queries.
     softmax
         The layer's soft cap and the sinks [P] of these heads. The descent itself goes by uncapped scores without sinks:
         a cap keeps the order of scores.
@@ -128,7 +128,7 @@ class Descent:
         self.representative = index.representative if softmax.softcap is None else None
         self.mean_key = k.mean(dim=0)
 
-    def choose(self, start: int, stop: int, budget: int) -> Chosen:
+    def choose(self, start: int, stop: int, budget: int, mass_threshold: float | None = None) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
         rows = self._rows(start, stop)
         nodes = self._start(rows)
@@ -136,13 +136,15 @@ class Descent:
             nodes = self._split(rows, nodes, level)
         blocks = self._with_forced(nodes, start, stop)
         of_candidates = torch.ones((), device=blocks.device)
-        if self.beam > budget:
+        if self.beam > budget or mass_threshold is not None:
             scores = gathered_scores(self.rough_queries, self.rough_keys, blocks, self.grid, start, self.softmax)
             of_rows = row_mass(scores, self.grid, start, self.softmax)
             own = torch.arange(start, stop, device=blocks.device)
-            blocks, slots = most_mass(block_mass(of_rows, self.grid, start), blocks, own, self.grid, budget)
+            mass = block_mass(of_rows, self.grid, start)
+            blocks, slots = most_mass(mass, blocks, own, self.grid, budget, mass_threshold)
             if rows.dropped is not None:
-                of_candidates = kept_share(of_rows, slots.unsqueeze(2).expand(-1, -1, self.grid.size, -1))
+                each = (x.unsqueeze(2).expand(-1, -1, self.grid.size, -1) for x in (blocks, slots))
+                of_candidates = kept_share(of_rows, *each)
         scores = gathered_scores(self.queries, self.keys, blocks, self.grid, start, self.softmax)
         unknown = scores.new_full(blocks.shape[:2], torch.nan)
         return Chosen(start, blocks, scores, unknown, self._estimate(rows, of_candidates, start, stop))

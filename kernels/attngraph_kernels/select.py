@@ -16,7 +16,8 @@ The `stream` search finds, for each query block, the key blocks that hold most o
 `representative` and `flat` are simple searches to compare with, `exact` the brute force that all are measured by.
 
 Forced blocks (sink, own, previous) are candidates always and are kept always, inside the budget. In a layer with a
-sliding window the sink is not forced. Of two blocks with equal mass the earlier one is kept.
+sliding window the sink is not forced. Of two blocks with equal mass the earlier one is kept. With a `mass_threshold` a
+row whose forced and best blocks hold this share of its candidates' mass keeps no more of them.
 
 Every selector is a callable `(q, k, grid, softmax) -> iterator of Chosen` over chunks of query blocks of one key/value
 head, so that memory stays linear in T. Hierarchical pruning is HiP's (Lee et al. 2025, arXiv 2406.09827), its use for
@@ -46,11 +47,15 @@ class Selector(Protocol):
     """What `attend` asks for: chunks of kept blocks, in order, for the P query heads of one key/value head.
 
     `q` [P, T, d] is already multiplied with the softmax scale; `k` is [T, d]; `softmax` holds their sinks. At most
-    `budget` blocks are kept per row.
+    `budget` blocks are kept per row, fewer where they hold the share `mass_threshold` of the mass (None: as many as the
+    budget and the past allow).
     """
 
     @property
     def budget(self) -> int: ...
+
+    @property
+    def mass_threshold(self) -> float | None: ...
 
     def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid, softmax: Softmax = PLAIN) -> Iterator[Chosen]: ...
 
@@ -60,11 +65,13 @@ class Exact:
     """Keep the blocks with the most true attention mass: O(T²) time, O(T) memory."""
 
     budget: int
+    mass_threshold: float | None = None
 
     def __call__(self, q: Tensor, k: Tensor, grid: BlockGrid, softmax: Softmax = PLAIN) -> Iterator[Chosen]:
         keys, queries = into_blocks(k, grid.size), into_blocks(q, grid.size)
+        budget = min(self.budget, grid.count)
         for start, stop in dense_chunks(range(grid.count), len(q), grid):
-            yield choose_dense(queries, keys, grid, start, stop, min(self.budget, grid.count), softmax)
+            yield choose_dense(queries, keys, grid, start, stop, budget, softmax, self.mass_threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,7 @@ class Search:
     """
 
     budget: int
+    mass_threshold: float | None = None
     exact_tail: int = 128
     exact_blocks: frozenset[int] = field(default_factory=frozenset)
 
@@ -94,12 +102,13 @@ class Search:
         for dense, group in groupby(range(grid.count), key=lambda block: self._is_dense(block, grid)):
             if dense:
                 for start, stop in dense_chunks(list(group), len(q), grid):
-                    yield choose_dense(queries, keys, grid, start, stop, budget, softmax)
+                    yield choose_dense(queries, keys, grid, start, stop, budget, softmax, self.mass_threshold)
                 continue
             descent = descent or Descent(q, k, grid, self.index(q, k, grid), beam=self.beam, softmax=softmax)
             rows = list(group)
             for start in range(rows[0], rows[-1] + 1, SEARCH_BLOCKS):
-                yield descent.choose(start, min(start + SEARCH_BLOCKS, rows[-1] + 1), budget)
+                stop = min(start + SEARCH_BLOCKS, rows[-1] + 1)
+                yield descent.choose(start, stop, budget, self.mass_threshold)
 
     def _is_dense(self, block: int, grid: BlockGrid) -> bool:
         limit = self.beam * (4 if grid.windowed else 1)

@@ -107,6 +107,43 @@ def test_capture_observes_the_graph_beside_the_whole_model(command, tiny_folder,
     assert "forward='both' is not one of sparse, dense" in command("capture", *flags, "--forward", "both").stderr
 
 
+def test_a_budget_that_is_searched_for(command, tiny_folder, tmp_path):
+    flags = ("--task", "needle", "--length", 1300, "--budget", "auto", "--n-match", "answer", "--store", tmp_path)
+    result = command("capture", "--model", tiny_folder, *flags, "--json")
+    assert result.code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["config"]["budget"], document["config"]["n_match"]) == ("auto", "answer")
+    assert document["fidelity"]["n_match"] == document["fidelity"]["answer_tokens"]
+    found = document["found_budget"]["blocks"]
+    last = document["found_budget"]["curve"][-1]
+    assert (last["budget"], last["match"], last["kl"]) == (found, True, document["fidelity"]["kl"])
+    assert last["pruned"] == document["cost"]["pruned"]["causal"]
+    shown = command("capture", "--model", tiny_folder, *flags)
+    assert f"budget    {found} blocks found (tried " in shown.stdout
+    listed = json.loads(command("ls", tmp_path, "--json").stdout)["runs"]
+    assert [run["budget"] for run in listed] == [found, found]
+    assert command("verify", tmp_path).code == 0
+
+
+def test_demo_says_which_budget_was_found(command, tiny_folder, tmp_path):
+    flags = ("--length", 1300, "--budget", "auto", "--out", tmp_path)
+    result = command("demo", "--model", tiny_folder, *flags, "--json")
+    assert result.code == 0, result.stderr
+    (run,) = ag.open_store(tmp_path)
+    assert json.loads(result.stdout)["budget"] == run.manifest.found_budget.blocks
+
+
+def test_budgets_by_mass_keep_fewer_edges(command, tiny_folder, tmp_path):
+    flags = ("--task", "needle", "--length", 1300, "--n-match", 0, "--store", tmp_path)
+    for more in ((), ("--allocation", "mass", "--mass-threshold", "0.5")):
+        assert command("capture", "--model", tiny_folder, *flags, *more).code == 0
+    uniform, by_mass = ag.open_store(tmp_path)
+    assert by_mass.manifest.config.mass_threshold == 0.5
+    assert by_mass.cost.edges < uniform.cost.edges
+    assert by_mass.cost.pruned.causal > uniform.cost.pruned.causal
+    assert command("verify", tmp_path).code == 0
+
+
 def test_capture_reads_a_prompt_file_with_spans(command, tiny_folder, tmp_path):
     text = "The key is seven. " * 6 + "The key is"
     spans = [{"name": "fact", "start": 0, "end": 17}, {"name": "ask [/x]", "start": 108, "end": 118}]
@@ -144,7 +181,11 @@ def test_capture_reads_a_text_file_and_can_skip_the_dense_model(command, tiny_fo
     [
         (("--budget", "2"), "budget=2 is too small: .* at least 3 blocks, or 'all'"),
         (("--budget", "83"), "budget=83 is over the prompt's 82 blocks .* give 3 to 82, or 'all'"),
-        (("--budget", "some"), "budget='some' is neither a number of blocks nor 'all'"),
+        (("--budget", "some"), "budget='some' is neither a number of blocks nor 'all' or 'auto'"),
+        (("--budget", "auto", "--n-match", "0"), "budget='auto' compares next tokens with the dense model"),
+        (("--n-match", "two"), "n_match='two' is neither a number of tokens nor 'answer'"),
+        (("--allocation", "fair"), "allocation='fair' is not one of uniform, mass"),
+        (("--mass-threshold", "1"), "mass_threshold=1.0 must be above 0 and below 1"),
         (("--block-size", "20"), "block_size=20 is not one of 8, 16, 32, 64, 128"),
         (("--length", "32"), r"32 tokens, that is 2 block\(s\) of 16; at least 3 blocks"),
         (("--selector", "magic"), "selector='magic' is not one of stream, exact"),

@@ -157,6 +157,7 @@ def test_rewriting_alone_is_no_damage(copy):
             r"target_edges\.parquet: layer 1: contribution negative",
         ),
         ("rows", put("kept", 3, 9), r"rows\.parquet: layer 1: kept unlike the number of edges in 1"),
+        ("rows", put("kept", 3, 5), r"rows\.parquet: layer 1: kept above the budget of 4 in 1"),
         ("rows", put("kept_mass", -1, 1.5), r"rows\.parquet: layer 1: kept_mass outside 0 to 1 in 1"),
         (
             "rows",

@@ -6,15 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import duckdb
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
 
 from attngraph.errors import ConfigError, IntegrityError, RunNotFoundError, StoreError
 from attngraph.graph import completeness
-from attngraph.store import TABLES, RunWriter, open_run, open_store
+from attngraph.store import TABLES, BudgetProbe, FoundBudget, RunWriter, open_run, open_store
+from attngraph.store.manifest import decode_manifest, encode_manifest
 from attngraph.store.store import CATALOGUE_SCHEMA
 from attngraph.testing import write_random_run
 
@@ -43,6 +46,31 @@ def edit_manifest(folder, **changes):
 @pytest.mark.parametrize("verify", ["size", "none", "full"])
 def test_a_committed_run_opens_unchanged(run, verify):
     assert open_run(str(run.path), verify=verify) == run
+
+
+@pytest.mark.parametrize(("budget", "found", "blocks"), [("all", None, 20), (6, None, 6), ("auto", 5, 5)])
+def test_the_manifest_knows_the_budget_in_blocks(tmp_path, run, budget, found, blocks):
+    curve = tuple(BudgetProbe(budget=n, match=n > 4, kl=1 / n, margin=1.0, pruned=0.9) for n in (4, 8, 6, 5))
+    manifest = msgspec.structs.replace(
+        run.manifest,
+        config=replace(run.manifest.config, budget=budget),
+        found_budget=None if found is None else FoundBudget(blocks=found, curve=curve),
+    )
+    read = decode_manifest(encode_manifest(manifest), tmp_path)
+    assert read == manifest
+    assert read.budget == blocks
+
+
+def test_a_manifest_from_before_budgets_were_searched_for_opens(copy, run):
+    document = json.loads((copy / "run.json").read_bytes())
+    del document["found_budget"]
+    for name in ("allocation", "mass_threshold"):
+        del document["config"][name]
+    (copy / "run.json").write_text(json.dumps(document))
+    opened = open_run(copy)
+    assert opened.manifest == run.manifest
+    assert opened.manifest.found_budget is None
+    assert opened.manifest.budget == opened.manifest.config.budget == 4
 
 
 def test_every_table_has_its_documented_columns(run):

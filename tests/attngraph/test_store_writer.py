@@ -182,17 +182,34 @@ def test_a_manifest_that_json_cannot_hold_is_refused(tmp_path, run):
 def recommit(run, store, manifest):
     """Write the run's tables again, with another manifest."""
     with RunWriter(store) as writer:
-        for table in TABLES.values():
-            frame = pl.read_parquet(run.path / table.file, hive_partitioning=False)
-            for part in frame.partition_by("layer") if table.by_layer else [frame]:
-                writer.append(table.name, {name: part[name].to_list() for name in part.columns})
+        append_all(writer, run)
         return writer.commit(manifest)
+
+
+def append_all(writer, run):
+    for table in TABLES.values():
+        frame = pl.read_parquet(run.path / table.file, hive_partitioning=False)
+        for part in frame.partition_by("layer") if table.by_layer else [frame]:
+            writer.append(table.name, {name: part[name].to_list() for name in part.columns})
 
 
 def test_appending_again_gives_the_same_bytes(tmp_path, run):
     again = recommit(run, tmp_path, run.manifest)
     assert again.manifest.files == run.manifest.files
     assert again.id != run.id
+
+
+def test_a_restarted_writer_commits_what_came_after_alone(tmp_path, run):
+    with RunWriter(tmp_path) as writer:
+        id = writer.run
+        for layer in (0, 1):
+            writer.append("edges", {"layer": layer, **EDGES})
+        writer.restart()
+        append_all(writer, run)
+        again = writer.commit(run.manifest)
+    assert again.id == id
+    assert again.manifest.files == run.manifest.files
+    assert names_in(again.path) == names_in(run.path)
 
 
 def test_layers_come_once_each_and_in_order(tmp_path):

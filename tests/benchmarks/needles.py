@@ -1,10 +1,10 @@
 """Does the pruned model still answer, and does the graph find the needle? Bundled models, both haystacks, many seeds.
 
-Run: python tests/benchmarks/needles.py [--length 4096] [--seeds 5] [--json]
-One row per prompt, all with the default settings: pruned share, whether the next two tokens are the dense model's, the
-answer's tokens that are still the first choice (and the dense model's own), divergence, the needle's rank by excess
-influence (with the sink excluded from the graph, and with it kept), and the head of the strongest edge from the needle
-into the target.
+Run: python tests/benchmarks/needles.py [--length 4096] [--seeds 5] [--budget 8|auto] [--n-match 2|answer] [--json]
+One row per prompt, with the default settings but for these: budget (the one found, for auto), pruned share, whether the
+next tokens are the dense model's, the answer's tokens that are still the first choice (and the dense model's own),
+divergence, the needle's rank by excess influence (with the sink excluded from the graph, and with it kept), and the
+head of the strongest edge from the needle into the target.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 import attngraph as ag
 from attngraph.cli.demo import demo_document
+from attngraph.cli.options import config_of
 
 MODELS = ("smollm2-135m", "gemma3-270m")
 HAYSTACKS = ("noise", "varied")
 
 
-def measure(lm: ag.LanguageModel, length: int, haystack: str, seed: int, store: str) -> dict[str, Any]:
+def measure(
+    lm: ag.LanguageModel, config: ag.StreamConfig, length: int, haystack: str, seed: int, store: str
+) -> dict[str, Any]:
     """One prompt, captured and asked."""
     prompt = ag.tasks.needle(lm.tokenizer, length=length, haystack=haystack, seed=seed)
-    run = ag.capture(lm, prompt, store=store, progress=False)
+    run = ag.capture(lm, prompt, config, store=store, progress=False)
     found = demo_document(lm, run, 1)
     edge = found["needle"]["strongest_edge"] or {}
     return {
@@ -34,6 +38,7 @@ def measure(lm: ag.LanguageModel, length: int, haystack: str, seed: int, store: 
         "haystack": haystack,
         "seed": seed,
         "tokens": found["tokens"],
+        "budget": found["budget"],
         "pruned": found["pruned"]["causal"],
         "next_tokens_match": found["next_tokens_match"],
         "answer_kept": found["answer"]["tokens_kept"],
@@ -48,13 +53,13 @@ def measure(lm: ag.LanguageModel, length: int, haystack: str, seed: int, store: 
     }
 
 
-def all_rows(length: int, seeds: int) -> Iterator[dict[str, Any]]:
+def all_rows(config: ag.StreamConfig, length: int, seeds: int) -> Iterator[dict[str, Any]]:
     for model in MODELS:
         lm = ag.load_model(model)
         for haystack in HAYSTACKS:
             for seed in range(seeds):
                 with tempfile.TemporaryDirectory() as store:
-                    yield measure(lm, length, haystack, seed, store)
+                    yield measure(lm, config, length, haystack, seed, store)
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -68,10 +73,11 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
             near, near_kept = (
                 sum(row[name] is not None and row[name] <= 1 for row in group) for name in ("rank", "rank_sink_kept")
             )
-            least = min(row["pruned"] for row in group)
+            least, middle = min(row["pruned"] for row in group), median(row["pruned"] for row in group)
             yield (
                 f"  {haystack}: next tokens and whole answer kept in {kept} of {len(group)}, "
-                f"needle first or second in {near} (with the sink kept in {near_kept}), pruned at least {least:.1%}"
+                f"needle first or second in {near} (with the sink kept in {near_kept}), pruned at least {least:.1%}, "
+                f"at the median {middle:.1%}"
             )
 
 
@@ -79,8 +85,9 @@ COLUMNS = {
     "model": "model",
     "haystack": "haystack",
     "seed": "seed",
+    "budget": "budget",
     "pruned": "pruned",
-    "next_tokens_match": "next 2 same",
+    "next_tokens_match": "next same",
     "answer_kept": "answer kept",
     "answer_dense": "dense answer",
     "dense_margin": "dense margin",
@@ -98,12 +105,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=4_096)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", default="8")
+    parser.add_argument("--n-match", default="2")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    config = config_of(16, arguments.budget, arguments.n_match)
     rows = []
     if not arguments.json:
         print(f"| {' | '.join(COLUMNS.values())} |\n{'|---' * len(COLUMNS)}|", flush=True)
-    for row in all_rows(arguments.length, arguments.seeds):
+    for row in all_rows(config, arguments.length, arguments.seeds):
         rows.append(row)
         if not arguments.json:
             cells = (f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS)
