@@ -97,7 +97,9 @@ def test_where_all_blocks_are_kept_nothing_is_missing(kind: str, selector: str, 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3Text", "GptOss"])
 def test_rows_that_are_not_audited_are_estimated(kind: str, tmp_path) -> None:
-    full, targets, none = (capture(kind, config(audit), tmp_path) for audit in ("full", "targets", "none"))
+    full, targets, none = (
+        capture(kind, config(audit, query_representatives=SIZE), tmp_path) for audit in ("full", "targets", "none")
+    )
     estimates = targets.rows().sort("layer", "query_block", "head").collect()["kept_mass_estimate"].to_numpy()
     estimated = ~np.isnan(estimates).reshape(kept_masses(full).shape)
     np.testing.assert_array_equal(estimated, np.isnan(kept_masses(targets)))

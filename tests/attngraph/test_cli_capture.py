@@ -188,7 +188,7 @@ def test_capture_reads_a_text_file_and_can_skip_the_dense_model(command, tiny_fo
         (("--mass-threshold", "1"), "mass_threshold=1.0 must be above 0 and below 1"),
         (("--block-size", "20"), "block_size=20 is not one of 8, 16, 32, 64, 128"),
         (("--length", "32"), r"32 tokens, that is 2 block\(s\) of 16; at least 3 blocks"),
-        (("--selector", "magic"), "selector='magic' is not one of stream, exact"),
+        (("--selector", "magic"), "selector='magic' is not one of stream, representative, flat, exact"),
         (("--n-match", "-1"), "n_match=-1 must be a whole number of at least 0"),
         (("--text", __file__), "exactly one of --task needle, --prompt FILE.json and --text FILE.txt"),
     ],
