@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attngraph_kernels.audit import DenseAttention
 from attngraph_kernels.blocks import BlockGrid, into_blocks
-from attngraph_kernels.chosen import Chosen, choose_rows
+from attngraph_kernels.chosen import Chosen, choose_rows, row_chunks
 from attngraph_kernels.select import Selector
 from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.spans import SpanSums
@@ -182,7 +182,13 @@ def _attend_group(
     if dense is not None:
         kept_mass = _audited_share(log_sum_exp[:, : grid.tokens], dense, grid)
     at = torch.tensor(work.targets, dtype=torch.int64, device=v.device)
-    rows = _attend_rows(q, k, values, lengths, grid, at, work.selector, softmax, total)
+    kept = min(work.selector.budget, grid.count) * values[0].numel()
+    rows = _joined_rows(
+        [
+            _attend_rows(q, k, values, lengths, grid, at[run], work.selector, softmax, total)
+            for run in row_chunks(at.tolist(), len(q), grid, kept)
+        ]
+    )
     if total is None:
         output[:, at] = rows.output
     log_sum_exp[:, at] = rows.log_sum_exp
@@ -289,9 +295,19 @@ def _attend_rows(
     total = torch.logaddexp(total, softmax.sink_scores(total))
     weights = (scores - (total if dense is None else dense[:, at])[..., None, None]).exp()
     length = torch.stack([head[kept] for head, kept in zip(lengths, index, strict=True)])
-    # Beside a dense pass the output is not wanted.
-    output = torch.einsum("prks,prksd->prd", weights, values[index]) if dense is None else values.new_empty(0)
+    output = values.new_empty(*total.shape, 0)  # beside a dense pass it is not wanted
+    if dense is None:
+        output = torch.einsum("prks,prksd->prd", weights, values[index])
     return _Rows(output, total, kept_mass, _edges(blocks, weights, length))
+
+
+def _joined_rows(parts: list[_Rows]) -> _Rows:
+    return _Rows(
+        output=torch.cat([part.output for part in parts], dim=1),
+        log_sum_exp=torch.cat([part.log_sum_exp for part in parts], dim=1),
+        kept_mass=torch.cat([part.kept_mass for part in parts], dim=1),
+        edges=Edges(*(torch.cat(columns, dim=1) for columns in zip(*(part.edges for part in parts), strict=True))),
+    )
 
 
 def _edges(blocks: Tensor, share: Tensor, length: Tensor) -> Edges:

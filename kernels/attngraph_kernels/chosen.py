@@ -78,6 +78,25 @@ def choose_dense(
     return keep(blocks.masked_fill(~seen, -1), scores, grid, start, budget, softmax, mass_threshold)
 
 
+def row_chunks(at: list[int], heads: int, grid: BlockGrid, kept: int) -> Iterator[slice]:
+    """Cut query positions into runs that `choose_rows` can score within DENSE_ELEMENTS (or that are one row).
+
+    `kept` is the number of elements that are gathered per row and head. Fewest runs where the positions ascend. No
+    positions are one empty run.
+    """
+    own, start = [position // grid.size for position in at], 0
+    while start < len(at) or start == 0:
+        first, last, stop = grid.count, 0, start
+        while stop < len(at):
+            first, last = min(first, grid.first_visible(own[stop])), max(last, own[stop])
+            held = heads * (stop + 1 - start) * max((last + 1 - first) * grid.size, kept)
+            if stop > start and held > DENSE_ELEMENTS:
+                break
+            stop += 1
+        yield slice(start, stop)
+        start = max(stop, 1)
+
+
 def choose_rows(
     q: Tensor,
     k: Tensor,
@@ -94,7 +113,7 @@ def choose_rows(
     q, k
         [P, T, d], scaled, and [T, d].
     at
-        [R], the query positions.
+        [R], the query positions; scores with all keys from the first to the last that any of them sees are held.
     budget
         Blocks kept per row, the forced blocks of the row's own block included.
     mass_threshold
@@ -106,20 +125,26 @@ def choose_rows(
         Blocks [P, R, budget], ascending, -1 (first) where fewer are kept; scores [P, R, budget, size], -inf where a key
         is not visible or not kept; the kept share [P, R] of the dense attention mass, exact.
     """
-    heads, rows = len(q), len(at)
-    reached = torch.arange(grid.count * grid.size, device=k.device)
-    scores = softmax.capped(q[:, at] @ into_blocks(k, grid.size).flatten(0, 1).T)
-    scores.masked_fill_(~grid.visible(at[:, None], reached), -torch.inf)
-    mass = softmax.probabilities(scores).view(heads, rows, grid.count, grid.size).sum(dim=-1)
-    own = at // grid.size
+    heads, rows, size = len(q), len(at), grid.size
+    own = at // size
     earliest = torch.tensor([grid.first_visible(block) for block in own.tolist()], dtype=own.dtype, device=k.device)
-    blocks = torch.arange(grid.count, device=k.device).expand(heads, rows, -1)
+    first, stop = min(earliest.tolist(), default=0), max(own.tolist(), default=0) + 1
+    reached = torch.arange(first * size, stop * size, device=k.device)
+    scores = softmax.capped(q[:, at] @ into_blocks(k, size)[first:stop].flatten(0, 1).T)
+    scores.masked_fill_(~grid.visible(at[:, None], reached), -torch.inf)
+    mass = softmax.probabilities(scores).view(heads, rows, stop - first, size).sum(dim=-1)
+    blocks = torch.arange(first, stop, device=k.device).expand(heads, rows, -1)
     blocks = blocks.masked_fill((blocks < earliest[:, None]) | (blocks > own[:, None]), -1)
-    kept, slots = most_mass(mass, blocks, own, grid, budget, mass_threshold)
-    scores = scores.view(heads, rows, grid.count, grid.size)
-    picked = scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, grid.size))
+    kept, slots = most_mass(mass, blocks, own, grid, min(budget, stop - first), mass_threshold)
+    scores = scores.view(heads, rows, stop - first, size)
+    picked = scores.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, size))
     picked.masked_fill_((kept < 0).unsqueeze(-1), -torch.inf)
-    return kept, picked, kept_share(mass, kept, slots)
+    missing = budget - kept.shape[-1]
+    return (
+        torch.nn.functional.pad(kept, (missing, 0), value=-1),
+        torch.nn.functional.pad(picked, (0, 0, missing, 0), value=-torch.inf),
+        kept_share(mass, kept, slots),
+    )
 
 
 def keep(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attngraph_kernels import BlockGrid, Exact, Stream, attend, audit, select, value_norms
+from attngraph_kernels.chosen import DENSE_ELEMENTS, row_chunks
 from tests.kernels.reference import (
     block_mass,
     dense_attention,
@@ -180,3 +181,37 @@ def test_the_estimate_is_exact_where_the_pyramid_is(start_nodes, candidates):
     assert estimated.sum() > estimated.numel() / 2
     # The search's scores are bfloat16 where the processor has it.
     torch.testing.assert_close(found.kept_mass_estimate[estimated], audited.kept_mass[estimated], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("budget", [4, 1000])
+def test_thousands_of_targets_are_the_same_rows_one_by_one(window, budget):
+    grid = BlockGrid(1203, 16, window)
+    q, k, v = random_attention(4, 2, 1203, 8, seed=0)
+    targets, selector = [*range(1203, 0, -3), *range(1202)], Exact(budget=budget)
+    targets = [min(target, 1202) for target in targets]  # in no order, some of them twice
+    assert len(list(row_chunks(targets, 2, grid, min(budget, grid.count) * 16 * 8))) > 1
+    together = attend(q, k, v, grid, selector, scale=0.4, targets=targets)
+    for row in range(0, len(targets), 97):
+        alone = attend(q, k, v, grid, selector, scale=0.4, targets=[targets[row]])
+        assert torch.equal(together.targets.blocks[:, row], alone.targets.blocks[:, 0])
+        torch.testing.assert_close(together.targets.mass[:, row], alone.targets.mass[:, 0], **CLOSE)
+        torch.testing.assert_close(together.output[:, targets[row]], alone.output[:, targets[row]], **CLOSE)
+
+
+@settings(max_examples=60)
+@given(
+    at=st.lists(st.integers(0, 4095), max_size=400),
+    ascending=st.booleans(),
+    heads=st.integers(1, 8),
+    window=st.none() | st.integers(1, 4096),
+    kept=st.integers(1, 1 << 21),
+)
+def test_row_chunks_hold_every_row_once_within_the_limit(at, ascending, heads, window, kept):
+    at, grid = sorted(at) if ascending else at, BlockGrid(4096, 16, window)
+    chunks = [at[run] for run in row_chunks(at, heads, grid, kept)]
+    assert [position for rows in chunks for position in rows] == at
+    for rows in chunks:
+        own = [position // 16 for position in rows]
+        keys = (max(own) + 1 - min(map(grid.first_visible, own))) * 16 if own else 0
+        assert len(rows) <= 1 or heads * len(rows) * max(keys, kept) <= DENSE_ELEMENTS
