@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from attngraph import tasks as tasks
     from attngraph import testing as testing
     from attngraph.capture import capture as capture
+    from attngraph.capture import estimate as estimate
     from attngraph.graph import AttentionGraph as AttentionGraph
     from attngraph.models import LanguageModel as LanguageModel
     from attngraph.models import load_model as load_model
@@ -48,6 +49,7 @@ _HOMES = {
     "Span": "attngraph.tasks",
     "Store": "attngraph.store",
     "capture": "attngraph.capture",
+    "estimate": "attngraph.capture",
     "influence": "attngraph_analyses",
     "load_model": "attngraph.models",
     "open_run": "attngraph.store",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,6 +19,7 @@ MatchWord = Literal["answer"]
 MatchSetting = int | MatchWord
 
 BLOCK_SIZES = (8, 16, 32, 64, 128)
+_TARGET = re.compile(r"output|token:[0-9]+|span:.+", re.DOTALL)
 FORCED_BLOCKS = 3
 """Key blocks kept whatever their score: the sink (block 0), the query's own block and the one before it."""
 
@@ -38,6 +41,9 @@ class StreamConfig:
         `mass_threshold` of its mass among the candidates, at most `budget` and never fewer than the forced ones.
     mass_threshold
         Share of a row's mass, above 0 and below 1; for ``allocation="mass"`` alone.
+    targets
+        Tokens whose rows are kept at token grain: ``"output"`` (the last token, a target always), ``"token:N"``,
+        ``"span:NAME"`` (every token of the prompt's spans of that name). A target takes O(T) time in every head.
     selector
         ``"stream"``: the hierarchical search, O(T log T). To compare with: ``"representative"``, a descent with one key
         per node, O(T log T); ``"flat"``, mean queries against mean keys, O((T / block_size)²); ``"exact"``, the true
@@ -75,6 +81,7 @@ class StreamConfig:
     budget: BudgetSetting = 8
     allocation: Allocation = "uniform"
     mass_threshold: float = 0.9
+    targets: tuple[str, ...] = ("output",)
     selector: Selector = "stream"
     n_match: MatchSetting = 2
     representatives: int = 8
@@ -108,6 +115,8 @@ class StreamConfig:
                 "budget='auto' compares next tokens with the dense model, but n_match=0 compares none; "
                 "give an n_match of at least 1, or a budget."
             )
+        _check_targets(self.targets)
+        object.__setattr__(self, "targets", tuple(self.targets))
         for name, least in (
             ("representatives", 1),
             ("candidates", 1),
@@ -146,3 +155,11 @@ class StreamConfig:
                 f"{self.block_size}); give {FORCED_BLOCKS} to {blocks}, or 'all'."
             )
         return self.budget
+
+
+def _check_targets(targets: Sequence[str]) -> None:
+    names = [targets] if isinstance(targets, str) else list(targets)
+    known = [isinstance(name, str) and bool(_TARGET.fullmatch(name)) for name in names]
+    if isinstance(targets, str) or not all(known):
+        wrong = names[known.index(False)] if False in known else targets
+        raise ConfigError(f"targets: {wrong!r} is not one of 'output', 'token:N', 'span:NAME'; give a tuple of them.")

@@ -1,6 +1,6 @@
 """Capture: one forward pass of a model, pruned while it runs, recorded as a graph, committed to a store.
 
-1. Check prompt and settings, and claim a place in the store, before anything slow happens.
+1. Check prompt, settings and memory, and claim a place in the store, before anything slow happens.
 2. Dense reference: the model with all its attention says which tokens come next (left out with ``n_match=0``).
 3. Budget, where it is ``"auto"``: pruned passes look for the smallest that keeps these tokens (`budget.py`).
 4. Captured pass: every layer attends over the blocks that the selector keeps, and is written as soon as it is through.
@@ -21,13 +21,16 @@ from torch import Tensor
 
 from attngraph.capture.attention import replaced_attention, streamed_attention
 from attngraph.capture.budget import BudgetSearch, probe_of
+from attngraph.capture.completion import States, agreement, predicting
 from attngraph.capture.cost import Tally, dense_cache_bytes, peak_rss_bytes
 from attngraph.capture.description import describe, prompt_tables
+from attngraph.capture.estimate import check_memory
 from attngraph.capture.fidelity import Forward, compare, dense_reference, logits_after, tokens_to_read
 from attngraph.capture.progress import Passes
 from attngraph.capture.recorder import Recorder
 from attngraph.capture.shares import measured_shares
 from attngraph.capture.sparse import SparseAttention
+from attngraph.capture.targets import target_positions
 from attngraph.config import StreamConfig
 from attngraph.errors import PromptError
 from attngraph.models import LanguageModel
@@ -54,7 +57,8 @@ def capture(
     lm
         A model from `load_model` or `LanguageModel.from_parts`.
     prompt
-        Token ids, and spans whose pairwise attention is summed; its last token is the target.
+        Token ids, and spans whose pairwise attention is summed; its last token is a target always, others are where
+        `StreamConfig.targets` names them. Its completion, if it has one, is read in the same pass.
     config
         What to keep and how to search; the defaults of `StreamConfig` if left out.
     store
@@ -70,7 +74,7 @@ def capture(
     Raises
     ------
     ConfigError, PromptError
-        If settings and prompt don't go together; nothing has been computed or written.
+        If settings and prompt don't go together, or the memory would not do; nothing has been computed or written.
     UnsupportedModelError
         If the model can't be traced faithfully.
     BudgetError
@@ -83,10 +87,12 @@ def capture(
     most = config.budget_for(len(ids))
     prompt.check_vocabulary(lm.vocabulary_size)
     layers = decoder_layers(lm.model)
-    target = len(ids) - 1
+    targets = target_positions(prompt, config.targets)
     answer = () if lm.tokenizer is None else prompt.answer_token_ids(lm.tokenizer)
     n_match = _tokens_to_match(config, answer)
+    check_memory(lm, prompt, config, targets, max(n_match, len(answer), 1) - 1)
     heads = text_config(lm.model).num_attention_heads
+    along_dense, along_sparse = (States(lm.model, predicting(prompt.completion)) for _ in range(2))
 
     def settings(budget: int) -> StreamConfig:
         # Where all blocks of the prompt are kept, those of the tokens read after it are too.
@@ -96,42 +102,50 @@ def capture(
         with passes.measured(DENSE), replaced_attention(lm.model, streamed_attention):
             return logits_after(lm.model, ids, following)
 
-    @cache
-    def sparse(budget: int, following: tuple[int, ...]) -> tuple[Tensor, Pruned]:
+    def read_pruned(budget: int, following: tuple[int, ...]) -> tuple[Tensor, Pruned]:
         # Every position that predicts is a target, as it would be in a capture of its own.
-        tally, predicting = Tally(), range(target, target + 1 + len(following))
+        tally, at = Tally(), (*targets, *range(len(ids), len(ids) + len(following)))
         pruned = replace(settings(budget), forward="sparse", audit="none")
-        attention = SparseAttention(pruned, predicting, record=tally.attended)
+        attention = SparseAttention(pruned, at, record=tally.attended)
         label = f"try budget {budget}" if config.budget == "auto" else None
         with passes.measured(CHECK, label), replaced_attention(lm.model, attention):
             return logits_after(lm.model, ids, following), tally.pruned(heads)
+
+    sparse = cache(read_pruned)
 
     def checked(budget: int) -> Forward:
         return lambda following: sparse(budget, tuple(following))[0]
 
     def captured(budget: int, recorder: Recorder) -> Tensor:
         spans = [(span.start, span.end) for span in prompt.spans]
-        attention = SparseAttention(settings(budget), (target,), spans, recorder.attended)
+        attention = SparseAttention(settings(budget), targets, spans, recorder.attended)
         with (
             passes.measured(CAPTURE),
             replaced_attention(lm.model, attention),
             measured_shares(layers, recorder.finish),
+            along_sparse.kept(),
         ):
             return logits_after(lm.model, ids, ())[0]
 
     with RunWriter(store) as writer, Passes(layers, progress) as passes:
-        reference = dense_reference(dense, n_match, answer) if n_match else None
+        with along_dense.kept():
+            reference = dense_reference(dense, n_match, answer) if n_match else None
         search: BudgetSearch | None = None
         if reference is not None and config.budget == "auto":
             read = tokens_to_read(reference, answer)
             search = BudgetSearch(lambda budget: probe_of(budget, reference, *sparse(budget, read)), most)
         while True:
             budget = search.smallest() if search else most
-            recorder = Recorder(writer, (target,))
+            recorder = Recorder(writer, targets)
             logits = captured(budget, recorder)
-            if reference is not None and config.forward == "dense":
-                logits = checked(budget)(())[0]  # fidelity is the pruned model's, and that has not been run yet
-            fidelity = None if reference is None else compare(reference, logits, checked(budget), answer)
+            fidelity = None
+            if reference is not None:
+                if config.forward == "dense":
+                    # Fidelity is the pruned model's, and that has not been run on the prompt alone yet.
+                    with along_sparse.kept():
+                        logits = read_pruned(budget, ())[0][0]
+                along = agreement(along_dense, along_sparse, lm.vocabulary_size)
+                fidelity = compare(reference, logits, checked(budget), answer, along)
             if search is None or search.confirm(budget, fidelity, recorder.tally.pruned(heads)):
                 break
             writer.restart()

@@ -52,14 +52,19 @@ def describe(
         cost=cost,
         fidelity=fidelity,
         found_budget=found_budget,
-        environment={
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "platform": platform.platform(),
-            "threads": str(torch.get_num_threads()),
-        },
+        environment=environment(),
     )
+
+
+def environment() -> dict[str, str]:
+    """Versions, platform and number of threads that a run is made with."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def task_key(lm: LanguageModel, prompt: Prompt, config: StreamConfig) -> str:

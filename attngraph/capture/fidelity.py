@@ -4,7 +4,8 @@ Both models read the prompt followed by known tokens (teacher forcing) in one fo
 prompt's last token on are compared: greedy next tokens (Rosser et al. 2025 compare two), divergence and top-1 margin at
 the target, and how many of the answer's tokens are still the first choice. Greedy tokens follow from teacher-forced
 ones as long as these agree with what the model would have said, so a pass is repeated only where they do not. The first
-token, the divergence and the margin are those of the captured pass, which reads the prompt alone.
+token, the divergence and the margin are those of the captured pass, which reads the prompt alone. A completion is part
+of what the models read, and is compared along the way (`completion.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from attngraph.capture.completion import Agreement
 from attngraph.store import Fidelity
 
 Forward = Callable[[Sequence[int]], Tensor]
@@ -67,7 +69,13 @@ def agreeing(choices: Sequence[int], tokens: Sequence[int]) -> int:
     )
 
 
-def compare(reference: Reference, sparse_target: Tensor, forward: Forward, answer: Sequence[int]) -> Fidelity:
+def compare(
+    reference: Reference,
+    sparse_target: Tensor,
+    forward: Forward,
+    answer: Sequence[int],
+    completion: Agreement | None = None,
+) -> Fidelity:
     """Fidelity of the sparse model.
 
     Parameters
@@ -80,6 +88,8 @@ def compare(reference: Reference, sparse_target: Tensor, forward: Forward, answe
         The sparse model; called once where the dense greedy tokens begin with the answer or there is no answer.
     answer
         The answer's tokens; may be empty.
+    completion
+        How far the models agree along the prompt's completion, where it has one.
     """
     n_match = len(reference.greedy)
     first = int(sparse_target.argmax())
@@ -104,6 +114,9 @@ def compare(reference: Reference, sparse_target: Tensor, forward: Forward, answe
         dense_answer_tokens_kept=_hits(reference.answer, answer) if answer else None,
         dense_answer=reference.answer,
         sparse_answer=tuple(along_answer),
+        completion_tokens=completion.tokens if completion else None,
+        completion_agreement=completion.same if completion else None,
+        completion_kl=completion.kl if completion else None,
     )
 
 

@@ -13,6 +13,7 @@ import typer
 
 from attngraph.cli.capture import capture
 from attngraph.cli.demo import demo
+from attngraph.cli.estimate import estimate
 from attngraph.cli.influence import influence
 from attngraph.cli.ls import ls
 from attngraph.cli.output import keep_quiet, note
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, capture, routes, influence, throughput, ls, verify):
+for command in (demo, estimate, capture, routes, influence, throughput, ls, verify):
     app.command()(command)
 
 

@@ -39,7 +39,8 @@ def capture(
     prompt: Annotated[
         Path | None,
         typer.Option(
-            help='FILE.json: {"text", "spans": [{"name", "start", "end"}], "answer"}; ranges in characters.',
+            help='FILE.json: {"text", "spans": [{"name", "start", "end"}], "completion", "answer"}; ranges in '
+            "characters; the completion is what a model wrote after the text.",
             exists=True,
             dir_okay=False,
         ),
@@ -51,6 +52,14 @@ def capture(
     haystack: Haystack = "noise",
     block_size: BlockSize = 16,
     budget: Budget = "8",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep rows at token grain: token:N, span:NAME (every token of it) or output (the last token, always "
+            "kept). May be repeated.",
+            show_default="output",
+        ),
+    ] = None,
     n_match: NMatch = "2",
     allocation: AllocationOption = "uniform",
     mass_threshold: MassThreshold = 0.9,
@@ -68,7 +77,8 @@ def capture(
 
     Example: attngraph capture --model smollm2-135m --task needle --length 4096 --budget auto --store runs
     """
-    config = config_of(block_size, budget, n_match, selector, audit, forward, allocation, mass_threshold)
+    wanted = target or ("output",)
+    config = config_of(block_size, budget, n_match, selector, audit, forward, allocation, mass_threshold, wanted)
     if [task, prompt, text].count(None) != 2:
         raise ConfigError("Give exactly one of --task needle, --prompt FILE.json and --text FILE.txt.")
     if task is not None:
@@ -137,11 +147,16 @@ def summary(run: Run) -> str:
 
 
 def fidelity_line(fidelity: Fidelity) -> str:
-    """Next tokens, answer and divergence in one line."""
+    """Next tokens, answer, completion and divergence in one line."""
     tokens = f"next {fidelity.n_match} tokens {'same' if fidelity.next_tokens_match else 'DIFFER'}"
     answer = (
         ""
         if fidelity.answer_tokens is None
         else f", answer {fidelity.answer_tokens_kept} of {fidelity.answer_tokens} tokens kept"
     )
-    return f"{tokens}{answer}, KL {fidelity.kl:.2g} nats"
+    completion = (
+        ""
+        if fidelity.completion_agreement is None
+        else f", completion {fidelity.completion_agreement:.1%} of {fidelity.completion_tokens:,} tokens same"
+    )
+    return f"{tokens}{answer}{completion}, KL {fidelity.kl:.2g} nats"

@@ -69,6 +69,7 @@ def config_of(
     forward: str = "sparse",
     allocation: str = "uniform",
     mass_threshold: float = 0.9,
+    targets: Sequence[str] = ("output",),
 ) -> StreamConfig:
     """The capture's settings from what was typed."""
     return StreamConfig(
@@ -80,6 +81,7 @@ def config_of(
         forward=cast(Forward, forward),
         allocation=cast(Allocation, allocation),
         mass_threshold=mass_threshold,
+        targets=tuple(targets),
     )
 
 

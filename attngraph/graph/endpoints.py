@@ -14,6 +14,8 @@ from attngraph.graph.layered import AttentionGraph
 from attngraph.graph.source import FloatArray, IntArray
 
 OUTPUT = "output"
+LISTED = 10
+"""Targets that an error message lists."""
 
 
 def blocks_of(graph: AttentionGraph, name: str) -> IntArray:
@@ -54,7 +56,10 @@ def source_state(graph: AttentionGraph, source: str) -> FloatArray:
 
 
 def target_state(graph: AttentionGraph, target: str) -> FloatArray:
-    """Where a walk from a target starts at level L, ``[nodes]``, sum 1: evenly over the blocks of a span.
+    """Where a walk from a target starts at level L, ``[nodes]``, sum 1.
+
+    A walk from a span starts evenly over the span's tokens where all of them are recorded targets, else evenly over
+    its blocks.
 
     Raises
     ------
@@ -65,15 +70,19 @@ def target_state(graph: AttentionGraph, target: str) -> FloatArray:
     if target == OUTPUT or target.startswith("token:"):
         token = _output_token(graph) if target == OUTPUT else _number(target, graph.tokens, "tokens")
         if token not in graph.targets:
-            recorded = ", ".join(f"token:{position}" for position in graph.targets) or "none"
             raise UnknownNodeError(
-                f"{target!r} is not a target of this run, so its own rows aren't kept. Targets: {recorded}. "
+                f"{target!r} is not a target of this run, so its own rows aren't kept. Targets: {_listed(graph)}. "
                 f"Its block is 'block:{token // graph.block_size}'."
             )
         state[graph.blocks + graph.targets.index(token)] = 1.0
         return state
-    blocks = blocks_of(graph, target)
-    state[blocks] = 1.0 / len(blocks)
+    nodes = blocks_of(graph, target)
+    if target in graph.spans and not target.startswith("block:"):
+        tokens = np.unique(np.concatenate([np.arange(start, end) for start, end in graph.spans[target]]))
+        recorded = np.asarray(graph.targets, np.int64)
+        if np.isin(tokens, recorded).all():
+            nodes = graph.blocks + np.flatnonzero(np.isin(recorded, tokens))
+    state[nodes] = 1.0 / len(nodes)
     return state
 
 
@@ -104,6 +113,12 @@ def _output_token(graph: AttentionGraph) -> int:
             f"'output' is this run's target token, but it has none. The last block is 'block:{graph.blocks - 1}'."
         )
     return graph.targets[-1]
+
+
+def _listed(graph: AttentionGraph) -> str:
+    names = [f"token:{position}" for position in graph.targets[:LISTED]]
+    rest = len(graph.targets) - len(names)
+    return ", ".join(names) + (f" and {rest} more" if rest else "") or "none"
 
 
 def _number(name: str, size: int, unit: str) -> int:

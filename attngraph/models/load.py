@@ -16,7 +16,7 @@ from attngraph.models.support import check_config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -86,10 +86,41 @@ def load_model(
     return LanguageModel.from_parts(model.to(place), tokenizer, id=name)
 
 
+def load_outline(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> tuple[PreTrainedModel, torch.device, int]:
+    """A model's outline without its weights (on torch's meta device), where it would live, and bytes per weight.
+
+    Parameters and errors are those of `load_model`; of a hub id only the configuration is fetched.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    require(*CAPTURE_PACKAGES)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}.")
+    place = _device(device)
+    source = find(name, revision, cache_dir)
+    with _loading(name):
+        config = AutoConfig.from_pretrained(source.location, **_where(source))
+        outline = check_config(config, name)
+    kind = getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype
+    return outline, place, (kind if isinstance(kind, torch.dtype) else getattr(torch, kind)).itemsize
+
+
+def _where(source: Source) -> dict[str, Any]:
+    return {"revision": source.revision, "local_files_only": source.offline}
+
+
 def _read(source: Source, name: str, dtype: str) -> tuple[Any, PreTrainedTokenizerBase | None]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    where: dict[str, Any] = {"revision": source.revision, "local_files_only": source.offline}
+    where = _where(source)
     config = AutoConfig.from_pretrained(source.location, **where)
     check_config(config, name)
     model, report = AutoModelForCausalLM.from_pretrained(

@@ -20,8 +20,8 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 """The layer types of transformers' configurations that can be traced."""
 
 
-def check_config(config: PreTrainedConfig, name: str) -> None:
-    """Refuse a config whose causal language model attngraph can't trace.
+def check_config(config: PreTrainedConfig, name: str) -> PreTrainedModel:
+    """Refuse a config whose causal language model attngraph can't trace; returns that model without weights.
 
     Raises
     ------
@@ -37,12 +37,13 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
         raise UnsupportedModelError(f"{name!r} is an encoder-decoder model ({architecture}). {WAY_OUT}")
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         raise UnsupportedModelError(
             f"{name!r} ({architecture}) is not a causal language model that transformers knows. {WAY_OUT}"
         ) from error
     check_model(model, name)
+    return model
 
 
 def check_model(model: PreTrainedModel, name: str) -> None:

@@ -51,7 +51,7 @@ def check_target_edges(columns: Columns, rows: Columns | None, manifest: Manifes
     ranges = list(_out_of_range(columns, {"head": heads, "key_block": blocks}))
     unknown = ~np.isin(columns["target"], targets)
     yield from ranges
-    yield from _count(f"target outside the manifest's targets {manifest.prompt.targets}", unknown)
+    yield from _count(f"target outside the manifest's targets {_shortened(manifest.prompt.targets)}", unknown)
     yield from _count(
         "key_block above the target's block",
         columns["key_block"] > columns["target"] // manifest.config.block_size,
@@ -85,7 +85,8 @@ def check_shares(columns: Columns, manifest: Manifest) -> Iterator[str]:
     if not np.array_equal(found_blocks, np.arange(manifest.prompt.blocks)):
         yield f"rows of {found_blocks.size} blocks instead of one for each of {manifest.prompt.blocks}"
     if not np.array_equal(found_targets, np.sort(np.asarray(manifest.prompt.targets, dtype=np.int64))):
-        yield f"rows of {found_targets.size} targets instead of one for each of {manifest.prompt.targets}"
+        expected = _shortened(manifest.prompt.targets)
+        yield f"rows of {found_targets.size} targets instead of one for each of {expected}"
     for name in ("residual", "attention", "mlp"):
         value = columns[name]
         yield from _count(f"{name} outside 0 to 1", ~((value >= -TOLERANCE) & (value <= 1 + TOLERANCE)))
@@ -144,6 +145,10 @@ def check_spans(columns: Columns, manifest: Manifest) -> Iterator[str]:
         yield "spans unlike the manifest's"
     wrong = (columns["token_start"] >= columns["token_end"]) | (columns["token_end"] > manifest.prompt.tokens)
     yield from _count(f"span empty or outside the prompt's {manifest.prompt.tokens} tokens", wrong)
+
+
+def _shortened(targets: tuple[int, ...]) -> str:
+    return str(targets) if len(targets) <= 10 else f"({targets[0]}, {targets[1]}, … {targets[-1]}: {len(targets)})"
 
 
 def _filled(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

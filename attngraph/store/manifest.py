@@ -68,7 +68,9 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
 
     The sparse model is the pruned one, also where the graph was observed beside a dense forward pass. `kl` is the
     divergence of the sparse from the dense next-token distribution, in nats; margins are top-1 minus top-2
-    log-probability; the answer's tokens are counted teacher-forced, None where the prompt has no answer.
+    log-probability; the answer's tokens are counted teacher-forced, None where the prompt has no answer. Along a
+    completion `completion_agreement` is the share of its tokens for which both models have the same first choice (from
+    0 to 1), `completion_kl` the mean divergence, teacher-forced; None where the prompt has no completion.
     """
 
     n_match: int
@@ -83,6 +85,9 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
     dense_answer_tokens_kept: int | None = None
     dense_answer: tuple[int, ...] = ()
     sparse_answer: tuple[int, ...] = ()
+    completion_tokens: int | None = None
+    completion_agreement: float | None = None
+    completion_kl: float | None = None
 
 
 class BudgetProbe(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,9 @@ from attngraph.errors import PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+COMPLETION = "completion"
+"""Name of the span that holds what a model wrote after the prompt."""
 
 CharacterSpans = Mapping[str, tuple[int, int]] | Iterable[Mapping[str, Any]]
 """``{"needle": (120, 180)}``, or ``[{"name": "needle", "start": 120, "end": 180}]`` where a name may come
@@ -45,9 +48,10 @@ class Prompt:
     token_ids
         The tokens, special tokens included; at least one.
     spans
-        Named token ranges; names may repeat, ranges may overlap.
+        Named token ranges; names may repeat, ranges may overlap. A span ``completion`` marks what a model wrote after
+        the prompt, such as its chain of thought: there is one at most, and something before it.
     answer
-        What should follow the prompt, as text, white space included.
+        What should follow the prompt (and its completion), as text, white space included.
     text
         The text that the tokens were made of.
     task
@@ -58,7 +62,7 @@ class Prompt:
     Raises
     ------
     PromptError
-        For an empty prompt, a negative token id, or a span that is empty or outside the prompt.
+        For an empty prompt, a negative token id, a span that is empty or outside the prompt, or a second completion.
     """
 
     token_ids: tuple[int, ...]
@@ -80,6 +84,7 @@ class Prompt:
             raise PromptError(f"Token id {self.token_ids[position]} at position {position} is negative.")
         for span in self.spans:
             _check_span(span, len(self.token_ids))
+        _check_completion(self.spans)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -88,6 +93,36 @@ class Prompt:
     def sha256(self) -> str:
         """Hex sha256 of the token ids, each as a little-endian unsigned 64-bit integer."""
         return hashlib.sha256(b"".join(token.to_bytes(8, "little") for token in self.token_ids)).hexdigest()
+
+    @property
+    def completion(self) -> Span | None:
+        """The span of what a model wrote after the prompt; None where there is nothing of that kind."""
+        return next((span for span in self.spans if span.name == COMPLETION), None)
+
+    def with_completion(self, token_ids: Sequence[int], *, answer: str | None = None) -> Prompt:
+        """This prompt followed by the tokens that a model wrote, as a span ``completion``.
+
+        Parameters
+        ----------
+        token_ids
+            The tokens as they were generated; nothing is tokenised again. For a completion given as text see
+            `from_text`.
+        answer
+            What should follow the completion. This prompt's own answer followed the prompt, so it is left out.
+
+        Raises
+        ------
+        PromptError
+            Without any token, or where the prompt has a completion already.
+        """
+        whole = (*self.token_ids, *token_ids)
+        return replace(
+            self,
+            token_ids=whole,
+            spans=(*self.spans, Span(COMPLETION, len(self), len(whole))),
+            answer=answer,
+            text=None,
+        )
 
     def named(self, name: str) -> tuple[Span, ...]:
         """The spans called `name`, in the order of the prompt.
@@ -138,6 +173,7 @@ class Prompt:
         text: str,
         spans: CharacterSpans = (),
         *,
+        completion: str | None = None,
         answer: str | None = None,
         task: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -152,7 +188,10 @@ class Prompt:
             The prompt's text; no chat template is applied.
         spans
             Character ranges, half open: a mapping from name to ``(start, end)``, or dicts with ``name``,
-            ``start``, ``end``.
+            ``start``, ``end``. They may reach into the completion.
+        completion
+            What a model wrote after the text, appended as it is. Both are tokenised as one; a token that reaches over
+            the edge belongs to the span ``completion``.
         answer, task, metadata
             As in `Prompt`.
 
@@ -162,21 +201,26 @@ class Prompt:
             For a range that is empty, outside the text or without any token, and for a tokenizer without
             offsets.
         """
-        token_ids, offsets = encode(tokenizer, text)
+        whole, ranges = text, _character_ranges(spans)
+        if completion is not None:
+            whole = text + completion
+            ranges.append((COMPLETION, len(text), len(whole)))
+        token_ids, offsets = encode(tokenizer, whole)
         return cls(
             token_ids=tuple(token_ids),
-            spans=tuple(_token_span(name, start, end, text, offsets) for name, start, end in _character_ranges(spans)),
+            spans=tuple(_token_span(name, start, end, whole, offsets) for name, start, end in ranges),
             answer=answer,
-            text=text,
+            text=whole,
             task=task,
             metadata=metadata or {},
         )
 
     @classmethod
     def from_file(cls, tokenizer: PreTrainedTokenizerBase, path: str | PathLike[str]) -> Prompt:
-        """Make a prompt of a JSON file ``{"text", "spans": [{"name", "start", "end"}], "answer"}``.
+        """Make a prompt of a JSON file ``{"text", "spans": [{"name", "start", "end"}], "completion", "answer"}``.
 
-        Spans are in characters and, like ``answer``, ``task`` and ``metadata``, may be left out.
+        Spans are in characters of text and completion together; all but ``text`` may be left out, as may ``task`` and
+        ``metadata``.
 
         Raises
         ------
@@ -191,13 +235,14 @@ class Prompt:
             raise PromptError(f"The prompt file {str(path)!r} isn't valid JSON in UTF-8: {error}.") from error
         if not isinstance(content, dict) or not isinstance(content.get("text"), str):
             raise PromptError(f'The prompt file {str(path)!r} needs an object with a string "text".')
-        for key, kind in (("answer", str), ("task", str), ("metadata", dict), ("spans", list)):
+        for key, kind in (("completion", str), ("answer", str), ("task", str), ("metadata", dict), ("spans", list)):
             if content.get(key) is not None and not isinstance(content[key], kind):
                 raise PromptError(f'"{key}" in the prompt file {str(path)!r} must be a {kind.__name__}.')
         return cls.from_text(
             tokenizer,
             content["text"],
             content.get("spans") or (),
+            completion=content.get("completion"),
             answer=content.get("answer"),
             task=content.get("task"),
             metadata=content.get("metadata"),
@@ -265,3 +310,14 @@ def _check_span(span: Span, length: int) -> None:
             f"Span {span.name!r} covers tokens {span.start} to {span.end} (half open), "
             f"outside the prompt of {length} tokens."
         )
+
+
+def _check_completion(spans: Sequence[Span]) -> None:
+    completions = [span for span in spans if span.name == COMPLETION]
+    if len(completions) > 1:
+        raise PromptError(
+            f"The prompt has {len(completions)} spans {COMPLETION!r}; the name stands for what a model wrote after the "
+            f"prompt, so give one at most."
+        )
+    if completions and completions[0].start == 0:
+        raise PromptError(f"The span {COMPLETION!r} begins at token 0; a completion follows a prompt.")
