@@ -23,14 +23,15 @@ from attngraph_kernels.select import SEARCH_BLOCKS
 BYTES_PER_ROW = {
     "edges": 4.9,
     "target_edges": 4.8,
-    "rows": 2.0,
+    "rows": 3.0,
+    "target_rows": 2.8,
     "shares": 9.6,
     "tokens": 5.0,
     "blocks": 35.0,
 }
 """Bytes on disk per row of each table, measured on both bundled models (docs/benchmarks.md, "Sizes")."""
 
-LAYER_TABLES = 5
+LAYER_TABLES = 6
 BYTES_PER_GROUP = 1_100
 """What a layer adds to each layer table before its first row, measured in the same way."""
 
@@ -108,6 +109,7 @@ def run_bytes(shape: Shape, tokens: int, config: StreamConfig, targets: Sequence
         "edges": edge_count(shape, tokens, config),
         "target_edges": target_edge_count(shape, tokens, config, targets),
         "rows": layers * shape.heads * blocks,
+        "target_rows": layers * shape.heads * len(targets),
         "shares": layers * (blocks + len(targets)),
         "tokens": tokens,
         "blocks": blocks,

@@ -26,8 +26,8 @@ from attngraph_kernels import (
 EXACT_TARGET_BLOCKS = 32
 """Blocks that hold a target take all visible blocks as candidates while there are at most this many of them.
 
-Each costs O(T), and the targets' own rows don't need it: they choose for themselves. With all 3,900 tokens of a
-completion as targets it would add a sixth to the capture's time at 4,000 tokens, and more at greater lengths.
+Each costs O(T), and the targets' own rows don't need it: they choose for themselves. With all tokens of a completion as
+targets it would make selection quadratic (docs/benchmarks.md, "Many targets").
 """
 
 

@@ -149,6 +149,17 @@ def test_agreement_along_a_completion(kind: str, tmp_path) -> None:
     assert fidelity.completion_kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
 
 
+def test_beside_a_dense_pass_the_agreement_is_still_the_pruned_models(tmp_path) -> None:
+    lm, prompt = tiny(peak=2.5), random_prompt(TOKENS, spans=SPANS)
+    pruned, observed = (
+        ag.capture(lm, prompt, sparse(3, n_match=1, forward=forward), store=tmp_path, progress=False).fidelity
+        for forward in ("sparse", "dense")
+    )
+    assert pruned.completion_agreement < 1
+    assert observed.completion_agreement == pruned.completion_agreement
+    assert observed.completion_kl == pytest.approx(pruned.completion_kl)
+
+
 def test_all_blocks_agree_along_the_completion_and_a_prompt_without_one_has_none(tmp_path) -> None:
     lm, config = tiny("Qwen2"), sparse("all", n_match=2, targets=("token:100",))
     fidelity = ag.capture(lm, random_prompt(TOKENS, spans=SPANS), config, store=tmp_path, progress=False).fidelity
