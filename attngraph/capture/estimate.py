@@ -47,11 +47,11 @@ FARTHEST = 8
 class Estimate:
     """What a capture would take.
 
-    `edges` and `target_edges` are exact, unless `exact` is False: with ``allocation="mass"`` they are the most that can be
-    kept, with ``budget="auto"`` those of a budget of 32 blocks. `run_bytes` leaves out the rows of `span_edges`. `peak_bytes` is the sum of
-    `peak_parts`; `available_bytes` what this process could hold at most, None where the system doesn't say,
-    of the GPU's memory if `device` is one. `dense_cache_bytes` is what all attention patterns would take. `seconds` of
-    the captured pass come from the run `seconds_from`; both are None where there is no run to scale.
+    `edges` and `target_edges` are exact, unless `exact` is False: with ``allocation="mass"`` they are the most that can
+    be kept, with ``budget="auto"`` those of a budget of 32 blocks. `run_bytes` leaves out the rows of `span_edges`.
+    `peak_bytes` is the sum of `peak_parts`; `available_bytes` what this process could hold at most, None where the
+    system doesn't say, of the GPU's memory if `device` is one. `dense_cache_bytes` is what all attention patterns would
+    take. `seconds` of the captured pass come from the run `seconds_from`; both are None where there is no run to scale.
     """
 
     model: str
