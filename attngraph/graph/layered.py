@@ -4,23 +4,24 @@ Level 0 holds the embeddings, layer ℓ moves information from level ℓ to leve
 output. A node is a block, or a target token, at a level; an edge is a head's attention of a query block (or
 target) to a key block. `AttentionGraph` turns one layer at a time into a transition matrix (see
 `attngraph.graph.transition`) and holds none of them, so a graph may be larger than memory: every analysis is
-a sweep over layers with one number per node.
+a sweep over layers with one number per node. All it keeps of a layer that it has read is what its rows sum to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from attngraph.graph.audit import KeptTransition, kept_transition
-from attngraph.graph.source import IntArray, LayerArrays, LayerSource, SpanRanges, check_source
+from attngraph.graph.source import AnyFloats, IntArray, LayerArrays, LayerSource, SpanRanges, check_source
 from attngraph.graph.transition import (
     Heads,
     LayerTransition,
     Policy,
     Residual,
+    Rows,
     Sink,
     Weight,
     layer_transition,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import networkx as nx
     import pyarrow as pa
     from scipy import sparse
+
+    from attngraph.graph.edges import Spans
 
 __all__ = ["AttentionGraph", "LayerArrays", "LayerSource"]
 
@@ -69,6 +72,84 @@ class AttentionGraph:
         check_source(source)
         self._source = source
         self._policy = Policy(weight=weight, residual=residual, heads=heads, sink=sink)
+        self._rows: dict[int, Rows] = {}
+
+    @classmethod
+    def from_edges(
+        cls,
+        edges: Any,
+        *,
+        residual: Residual | AnyFloats,
+        layers: int | None = None,
+        tokens: int | None = None,
+        block_size: int = 1,
+        targets: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        weight: Weight = "contribution",
+        heads: Heads = "sum",
+        sink: Sink = "keep",
+    ) -> AttentionGraph:
+        """A graph in memory from columns of edges, whoever made them.
+
+        Parameters
+        ----------
+        edges
+            A mapping of arrays, or a table that speaks Arrow (polars, pyarrow, DuckDB), with the columns
+            layer, query_block, key_block, and weight (or mass and contribution); head (0 if it is missing);
+            target, the token position of an edge into a target, null or -1 for an edge into a block. In any
+            order; what comes sorted by layer and query block, as runs do, isn't sorted again.
+        residual
+            The residual shares λ: an array ``[layers, blocks + targets]`` from 0 to 1, one number for all, or
+            ``"half"``. There is no default, because rankings depend on it.
+        layers, tokens
+            Sizes; as far as the edges, targets and spans reach by default.
+        block_size
+            Tokens per block.
+        targets
+            Token positions in the order of their nodes; those that the edges name by default.
+        spans
+            Half-open token ranges by name: ``{"needle": (30, 41)}``, or several ranges per name.
+        weight, heads, sink
+            How edges become probabilities; see `Policy`.
+
+        Raises
+        ------
+        GraphError
+            Naming the column, the first bad value and what is allowed: NaN or negative weights, ids out of
+            range, missing columns, no edges.
+        ConfigError
+            If a policy is unknown.
+
+        Examples
+        --------
+        >>> from attngraph.graph import AttentionGraph
+        >>> edges = {"layer": [0, 0], "query_block": [1, 2], "key_block": [0, 1], "weight": [1.0, 1.0]}
+        >>> AttentionGraph.from_edges(edges, residual=0.5).to_scipy(0).toarray().tolist()
+        [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]
+        """
+        from attngraph.graph.edges import source_from_edges
+
+        measured = isinstance(residual, np.ndarray | list | tuple)
+        source = source_from_edges(
+            edges,
+            shares=np.asarray(residual, np.float64) if measured else None,
+            layers=layers,
+            tokens=tokens,
+            block_size=block_size,
+            targets=targets,
+            spans=spans,
+        )
+        policy: Residual = "measured" if measured else cast("Residual", residual)
+        graph = cls(source, weight=weight, residual=policy, heads=heads, sink=sink)
+        for layer in range(graph.layers):
+            graph.transition(layer)  # refuses what is out of range now, not in the middle of a question
+        return graph
+
+    def __repr__(self) -> str:
+        return (
+            f"AttentionGraph({self.layers} layers, {self.heads} heads, {self.blocks} blocks, "
+            f"{len(self.targets)} targets, {self.policy})"
+        )
 
     @property
     def policy(self) -> Policy:
@@ -132,7 +213,9 @@ class AttentionGraph:
             If the layer doesn't exist, its arrays are out of range, or measured shares are wanted and
             missing.
         """
-        return layer_transition(self._source, self._policy, layer)
+        found = layer_transition(self._source, self._policy, layer, self._rows.get(layer))
+        self._rows[layer] = found.rows
+        return found
 
     def kept_transition(self, layer: int) -> KeptTransition | None:
         """Layer `layer` with the dense attention that was dropped; None if nothing is known of it.
@@ -142,7 +225,8 @@ class AttentionGraph:
         GraphError
             As `transition`; also if the kept masses don't fit the graph.
         """
-        return kept_transition(self._source, self._policy, layer)
+        kept = self._source.kept_mass(layer)
+        return None if kept is None else kept_transition(self._source, self._policy, self.transition(layer), kept)
 
     def uniform(self) -> AttentionGraph:
         """The null of this graph: the same edges and residual shares, the same weight on every edge."""
