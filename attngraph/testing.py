@@ -1,11 +1,18 @@
-"""Small synthetic runs that satisfy every rule of a run on disk, for tests of code that reads runs."""
+"""Small synthetic runs and graphs, for tests of code that reads runs or asks graphs questions.
+
+`write_random_run` writes a run that satisfies every rule of the format. `layered_graphs` is a strategy for
+hypothesis (which only it needs)::
+
+    @given(attngraph.testing.layered_graphs())
+    def test_my_analysis(graph): ...
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +20,19 @@ import numpy.typing as npt
 from attngraph.config import StreamConfig
 from attngraph.store import Cost, Fidelity, Manifest, ModelInfo, PromptInfo, Pruned, Run, RunWriter, SpanInfo
 
+if TYPE_CHECKING:
+    from attngraph.graph.testing import layered_graphs as layered_graphs
+
 SPANS = (("sink", 0.0, 0.02), ("needle", 0.3, 0.34), ("question", 0.9, 1.0))
 """Spans of a random run: name, and start and end as shares of the prompt."""
+
+
+def __getattr__(name: str) -> Any:
+    if name != "layered_graphs":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from attngraph.graph.testing import layered_graphs
+
+    return layered_graphs
 
 
 def write_random_run(

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import polars as pl
 
 from attngraph.graph import AttentionGraph, Policy, forward, source_state, target_state
+from attngraph.graph.arrow import ArrowTable
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Reach:
+class Reach(ArrowTable):
     """What `reach` found.
 
     Parameters

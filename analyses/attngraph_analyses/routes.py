@@ -32,6 +32,7 @@ from attngraph.graph import (
     source_state,
     target_state,
 )
+from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.interop import RESIDUAL, NodeLabel, node_label
 from attngraph.graph.paths import STAY, Distinct, Kind
@@ -75,7 +76,7 @@ class Route(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Routes:
+class Routes(ArrowTable):
     """What `routes` found, best first.
 
     Parameters

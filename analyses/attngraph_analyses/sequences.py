@@ -20,11 +20,12 @@ import polars as pl
 
 from attngraph.errors import ConfigError, UnknownNodeError
 from attngraph.graph import AttentionGraph, LayerTransition, Policy, blocks_of, target_state
+from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.source import FloatArray, IntArray
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SequenceWeight:
+class SequenceWeight(ArrowTable):
     """What `sequence_weight` found.
 
     Parameters

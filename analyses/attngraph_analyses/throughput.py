@@ -28,6 +28,7 @@ from attngraph.graph import (
     source_state,
     target_state,
 )
+from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 
@@ -36,7 +37,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Throughput:
+class Throughput(ArrowTable):
     """What `throughput` found: edges best first, nodes and residual steps by level and layer.
 
     Parameters

@@ -28,11 +28,14 @@ from attngraph.graph.transition import (
 )
 
 if TYPE_CHECKING:
+    import igraph
     import networkx as nx
     import pyarrow as pa
+    import rustworkx
     from scipy import sparse
 
     from attngraph.graph.edges import Spans
+    from attngraph.graph.interop import EdgeData, NodeLabel
 
 __all__ = ["AttentionGraph", "LayerArrays", "LayerSource"]
 
@@ -59,6 +62,9 @@ class AttentionGraph:
     >>> graph = run.graph(weight="contribution", residual="measured")   # doctest: +SKIP
     >>> graph.transition(0).probability                                 # doctest: +SKIP
     """
+
+    __networkx_backend__ = "attngraph"
+    """NetworkX hands calls on this graph to `attngraph.graph.networkx_backend`."""
 
     def __init__(
         self,
@@ -144,6 +150,14 @@ class AttentionGraph:
         for layer in range(graph.layers):
             graph.transition(layer)  # refuses what is out of range now, not in the middle of a question
         return graph
+
+    def is_directed(self) -> bool:
+        """True: NetworkX asks before it hands a call on."""
+        return True
+
+    def is_multigraph(self) -> bool:
+        """True: heads are parallel edges."""
+        return True
 
     def __repr__(self) -> str:
         return (
@@ -238,17 +252,36 @@ class AttentionGraph:
             sink=self._policy.sink,
         )
 
-    def to_scipy(self, layer: int) -> sparse.csr_array[np.float64]:
-        """The transition matrix of a layer, heads summed; see `LayerTransition.matrix`."""
-        return self.transition(layer).matrix()
+    def to_scipy(self, layer: int | None = None) -> sparse.csr_array[np.float64]:
+        """The transition matrix of a layer, heads summed; or of all layers together.
+
+        Rows are the nodes that read, columns those that are read. All together, node n of level ℓ has the
+        number ℓ · `nodes` + n, and the transpose is the graph in the model's direction, for
+        `scipy.sparse.csgraph`.
+        """
+        if layer is not None:
+            return self.transition(layer).matrix()
+        from scipy import sparse
+
+        # An empty row of blocks at the top and an empty column at the right: layer ℓ leads down from ℓ + 1 to ℓ.
+        steps = sparse.block_diag([self.transition(layer).matrix() for layer in range(self.layers)], format="csr")
+        indptr = np.concatenate([np.zeros(self.nodes, steps.indptr.dtype), steps.indptr])
+        size = (self.layers + 1) * self.nodes
+        return sparse.csr_array((steps.data, steps.indices, indptr), shape=(size, size))
 
     # The conversions below load their libraries on first use: sweeps need neither networkx nor pyarrow.
 
     def edges_table(self) -> pa.Table:
-        """All edges as one Arrow table, a chunk per layer; see `attngraph.graph.interop.edges_table`."""
-        from attngraph.graph.interop import edges_table
+        """All edges as one Arrow table, a chunk per layer; see `attngraph.graph.arrow.edges_table`."""
+        from attngraph.graph.arrow import edges_table
 
         return edges_table(self)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The edges as an Arrow stream, a layer at a time: ``pl.DataFrame(graph)``, ``duckdb.sql("FROM graph")``."""
+        from attngraph.graph.arrow import edge_reader
+
+        return edge_reader(self).__arrow_c_stream__(requested_schema)
 
     def to_networkx(
         self, *, max_edges: int = 100_000, layers: Iterable[int] | None = None, minimum: float = 0.0
@@ -257,3 +290,19 @@ class AttentionGraph:
         from attngraph.graph.interop import to_networkx
 
         return to_networkx(self, max_edges=max_edges, layers=layers, minimum=minimum)
+
+    def to_igraph(
+        self, *, max_edges: int = 1_000_000, layers: Iterable[int] | None = None, minimum: float = 0.0
+    ) -> igraph.Graph:
+        """An extract as an igraph graph; see `attngraph.graph.interop.to_igraph`."""
+        from attngraph.graph.interop import to_igraph
+
+        return to_igraph(self, max_edges=max_edges, layers=layers, minimum=minimum)
+
+    def to_rustworkx(
+        self, *, max_edges: int = 1_000_000, layers: Iterable[int] | None = None, minimum: float = 0.0
+    ) -> rustworkx.PyDiGraph[NodeLabel, EdgeData]:
+        """An extract as a rustworkx graph; see `attngraph.graph.interop.to_rustworkx`."""
+        from attngraph.graph.interop import to_rustworkx
+
+        return to_rustworkx(self, max_edges=max_edges, layers=layers, minimum=minimum)

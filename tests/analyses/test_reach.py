@@ -8,7 +8,7 @@ from hypothesis import given
 
 from attngraph.errors import NoRouteError, UnknownNodeError
 from attngraph.graph import AttentionGraph
-from attngraph.graph.testing import layered_graphs
+from attngraph.testing import layered_graphs
 from attngraph_analyses import reach, routes
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from attngraph.errors import NoRouteError
 from attngraph.graph import AttentionGraph, best_paths, source_state, target_state
-from attngraph.graph.testing import all_paths, layered_graphs, step_probabilities
+from attngraph.graph.testing import all_paths, step_probabilities
+from attngraph.testing import layered_graphs
 from attngraph_analyses import Route, Routes, routes
 
 KINDS = st.sampled_from(["best", "widest"])

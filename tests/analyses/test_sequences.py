@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from attngraph.errors import ConfigError, UnknownNodeError
 from attngraph.graph import AttentionGraph
-from attngraph.graph.testing import all_paths, layered_graphs, random_source
+from attngraph.graph.testing import all_paths, random_source
+from attngraph.testing import layered_graphs
 from attngraph_analyses import routes, sequence_weight
 
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph import AttentionGraph
-from attngraph.graph.testing import layered_graphs
-from attngraph.testing import write_random_run
+from attngraph.testing import layered_graphs, write_random_run
 
 EDGES = {
     "layer": np.array([0, 0, 0, 1], np.uint16),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from attngraph.errors import ConfigError
 from attngraph.graph import AttentionGraph, backward, forward, head_values, source_state, state_in
 from attngraph.graph.semirings import Algebra, through
-from attngraph.graph.testing import all_paths, layered_graphs, step_probabilities
+from attngraph.graph.testing import all_paths, step_probabilities
+from attngraph.testing import layered_graphs
 
 ALGEBRAS = ("plus_times", "log_plus_times", "max_times", "max_min", "or_and")
 ROUNDING = 1e-14
