@@ -149,23 +149,23 @@ def _random_edges(
     random: np.random.Generator, heads: int, query_blocks: npt.NDArray[np.int64], budget: int
 ) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]:
     """For every row of `query_blocks` its kept edges: the rows' numbers, and the columns that edges share."""
-    key = np.arange(query_blocks.max() + 1)
-    own = query_blocks[:, None]
-    scores = random.random((heads, query_blocks.size, key.size))
-    scores[:, (key == 0) | (key == own) | (key == own - 1)] = 2.0
-    scores[:, key > own] = -1.0
-    kept = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(kept, np.argsort(-scores, axis=-1)[..., :budget], values=True, axis=-1)
-    kept &= scores >= 0
-    weight = np.where(kept, random.exponential(size=scores.shape) ** 2 + 1e-6, 0.0)
-    mass = weight / weight.sum(axis=-1, keepdims=True)
-    head, row, key_block = np.nonzero(kept)
+    own = np.broadcast_to(query_blocks[:, None, None], (query_blocks.size, heads, 1))
+    slot = np.arange(budget)
+    # One key from each of as many stretches as there is room for, between the sink and the previous block.
+    stretch = np.maximum(budget - 3, 1)
+    start, end = ((own - 2) * (slot - 1 + after) // stretch for after in (0, 1))
+    key_block = 1 + start + (random.random((query_blocks.size, heads, budget)) * (end - start)).astype(np.int64)
+    key_block = np.where(slot == 0, 0, np.where(slot >= budget - 2, own - (budget - 1 - slot), key_block))
+    key_block = np.where(own < budget, slot, key_block)
+    row, head, _ = kept = np.nonzero(key_block <= own)
+    weight = np.where(key_block <= own, random.exponential(size=key_block.shape) ** 2 + 1e-6, 0.0)
+    mass = (weight / weight.sum(axis=-1, keepdims=True))[kept]
     value_norm = random.lognormal(0.0, 1.5, size=head.size)
     return row, {
         "head": head,
-        "key_block": key_block,
-        "mass": mass[kept],
-        "contribution": mass[kept] * value_norm,
+        "key_block": key_block[kept],
+        "mass": mass,
+        "contribution": mass * value_norm,
     }
 
 
