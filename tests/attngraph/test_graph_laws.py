@@ -43,8 +43,9 @@ def test_collapsing_heads_changes_no_sum(graph: AttentionGraph):
         np.testing.assert_allclose(one.to_scipy(layer).toarray(), many.to_scipy(layer).toarray(), rtol=1e-5)
     block = f"block:{graph.blocks - 1}"
     np.testing.assert_allclose(influence(one, block).influence, influence(many, block).influence, rtol=1e-4)
-    best = [routes(found, block, block, 1).routes[0].weight for found in (one, many) if _reads_itself(found, block)]
-    assert best == sorted(best, reverse=True)  # what heads share, one head carries alone
+    if _reads_itself(many, block):  # what heads share, one head carries alone
+        shared, alone = (routes(each, block, block, 1).routes[0].weight for each in (many, one))
+        assert alone >= shared * (1 - 1e-5)
 
 
 def _reads_itself(graph: AttentionGraph, block: str) -> bool:
