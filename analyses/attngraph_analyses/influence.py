@@ -18,12 +18,13 @@ import polars as pl
 
 from attngraph.errors import GraphError, UnknownNodeError
 from attngraph.graph import AttentionGraph, Policy, backward, completeness, spans_by_block, target_state
+from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Influence:
+class Influence(ArrowTable):
     """What `influence` found: one entry per block.
 
     Parameters

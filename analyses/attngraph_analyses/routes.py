@@ -6,7 +6,9 @@ the `total` of `attngraph_analyses.throughput`. Only the hops along attention ed
 steps between them are collapsed. A route without hops stays in place through all layers, which takes a source
 that holds the target itself.
 
-The k best are exact; see `attngraph.graph.paths` for the algorithm.
+`routes` gives the k best, exactly (`attngraph.graph.paths` has the algorithm), or the k widest, or routes that
+avoid what those before them used. `sequence_weight` asks the other way round: given the hops, what do all the
+layers at which they could happen add up to? `reach` tells how early a source can be felt at all.
 """
 
 from __future__ import annotations
@@ -19,20 +21,21 @@ from typing import Any, NamedTuple
 import networkx as nx
 import polars as pl
 
-from attngraph.errors import ConfigError
 from attngraph.graph import (
     AttentionGraph,
     Paths,
     Policy,
     best_paths,
     completeness,
+    diverse_paths,
     no_route,
     source_state,
     target_state,
 )
+from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.interop import RESIDUAL, NodeLabel, node_label
-from attngraph.graph.paths import STAY
+from attngraph.graph.paths import STAY, Distinct, Kind
 
 
 class Hop(NamedTuple):
@@ -51,14 +54,29 @@ class Hop(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A path from source to target: its weight, and its hops in the model's direction."""
+    """A path from source to target: its weight, its hops in the model's direction, and its width.
+
+    The width is the smallest probability among all its steps, residual ones included.
+    """
 
     weight: float
     hops: tuple[Hop, ...]
+    width: float
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The names of the blocks that it passes, and of the target or block where it ends; () without hops."""
+        ends = [f"block:{hop.query_block}" if hop.target is None else f"token:{hop.target}" for hop in self.hops[-1:]]
+        return (*(f"block:{hop.key_block}" for hop in self.hops), *ends)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The head of every hop."""
+        return tuple(hop.head for hop in self.hops)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Routes:
+class Routes(ArrowTable):
     """What `routes` found, best first.
 
     Parameters
@@ -67,6 +85,8 @@ class Routes:
         The two ends, by name.
     routes
         At least one, and as many as were asked for, unless there are fewer.
+    kind, distinct, reuse
+        What was asked for; see `routes`.
     layers
         Layers of the graph; a route starts at level 0 and ends at level `layers`.
     block_size
@@ -82,6 +102,9 @@ class Routes:
     source: str
     target: str
     routes: tuple[Route, ...]
+    kind: Kind
+    distinct: Distinct
+    reuse: float
     layers: int
     block_size: int
     policy: Policy
@@ -104,32 +127,38 @@ class Routes:
         return pl.DataFrame(rows, schema=schema, orient="row")
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON: source, target, policy, block_size, routes, completeness, and
-        its source.
+        """The result as plain values for JSON: what was asked, policy, block_size, routes, completeness and its source.
 
-        Every route is its weight and its hops, every hop a dictionary of its fields.
+        Every route is its weight, its width and its hops, every hop a dictionary of its fields.
         """
         return {
             "source": self.source,
             "target": self.target,
+            "kind": self.kind,
+            "distinct": self.distinct,
+            "reuse": self.reuse,
             "policy": asdict(self.policy),
             "block_size": self.block_size,
             "routes": [
-                {"weight": route.weight, "hops": [hop._asdict() for hop in route.hops]} for route in self.routes
+                {"weight": route.weight, "width": route.width, "hops": [hop._asdict() for hop in route.hops]}
+                for route in self.routes
             ],
             "completeness": self.completeness,
             "completeness_source": self.completeness_source,
         }
 
-    def to_networkx(self) -> nx.MultiDiGraph:
-        """The union of the routes, with the node labels of `AttentionGraph.to_networkx`.
+    def to_networkx(self, *numbers: int) -> nx.MultiDiGraph:
+        """The union of the routes, or of those of some `numbers`, as an extract for NetworkX.
+
+        Nodes are labelled as by `AttentionGraph.to_networkx`.
 
         Hops are keyed by their head, with the attributes kind="attention", layer, head, weight. The residual
         steps between two hops make one edge, keyed "residual" with kind="residual". Both have `routes`, the
         numbers of the routes that use them. A route without hops adds nothing.
         """
         result = nx.MultiDiGraph()
-        for number, route in enumerate(self.routes):
+        for number in numbers or range(len(self.routes)):
+            route = self.routes[number]
             for lower, upper, key, attributes in _edges(route, self.layers):
                 if not result.has_edge(lower, upper, key):
                     result.add_edge(lower, upper, key, routes=(), **attributes)
@@ -137,8 +166,17 @@ class Routes:
         return result
 
 
-def routes(graph: AttentionGraph, source: str, target: str = "output", k: int = 10) -> Routes:
-    """The `k` routes of the greatest weight from a source to a target, exactly.
+def routes(
+    graph: AttentionGraph,
+    source: str,
+    target: str = "output",
+    k: int = 10,
+    *,
+    kind: Kind = "best",
+    distinct: Distinct = "edges",
+    reuse: float = 1.0,
+) -> Routes:
+    """The `k` best routes from a source to a target, exactly; or as many as there are.
 
     Parameters
     ----------
@@ -148,6 +186,16 @@ def routes(graph: AttentionGraph, source: str, target: str = "output", k: int = 
         A span, ``"block:N"``, ``"token:N"`` or ``"output"``; a target token must be a recorded target.
     k
         Number of routes, at least 1. The k best are always the first k of the k + 1 best.
+    kind
+        ``"best"``: the greatest weight; ``"widest"``: the greatest width, however small the product becomes.
+    distinct
+        ``"edges"``: routes differ in an edge, be it only its head; ``"nodes"``: of the routes through the same
+        nodes only the best, with its heads.
+    reuse
+        Factor from 0 to 1 on every node and edge per earlier route that uses it, the nodes of the source and
+        the target excepted, while the next is searched; the weights reported are the true ones, the order is
+        that of choice. 1: reuse is free. 0: routes are disjoint. Between: routes are diverse. Below 1 every
+        route costs a search of its own; see `attngraph.graph.diverse`.
 
     Raises
     ------
@@ -156,11 +204,13 @@ def routes(graph: AttentionGraph, source: str, target: str = "output", k: int = 
     NoRouteError
         If there is no path of positive weight.
     ConfigError
-        If `k` is below 1.
+        If `k` is below 1, or another parameter is out of range.
     """
-    if k < 1:
-        raise ConfigError(f"k={k!r} routes were asked for; give a whole number of at least 1.")
-    paths = best_paths(graph, source_state(graph, source), target_state(graph, target), k)
+    ends = source_state(graph, source), target_state(graph, target)
+    if reuse == 1:
+        paths = best_paths(graph, *ends, k, kind=kind, distinct=distinct)
+    else:
+        paths = diverse_paths(graph, *ends, k, reuse=reuse, kind=kind, distinct=distinct)
     if not len(paths.weight):
         raise no_route(graph, source, target)
     complete = completeness(graph, target)
@@ -168,6 +218,9 @@ def routes(graph: AttentionGraph, source: str, target: str = "output", k: int = 
         source=source,
         target=target,
         routes=tuple(_spelled_out(graph, paths)),
+        kind=kind,
+        distinct=distinct,
+        reuse=reuse,
         layers=graph.layers,
         block_size=graph.block_size,
         policy=graph.policy,
@@ -188,6 +241,7 @@ def _spelled_out(graph: AttentionGraph, paths: Paths) -> Iterator[Route]:
                 for layer, ((lower, upper), head, probability) in steps
                 if head != STAY
             ),
+            min(probabilities),
         )
 
 

@@ -28,12 +28,16 @@ from attngraph.graph import (
     source_state,
     target_state,
 )
+from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 
+ROUNDING = 1e-9
+"""How much a node's share may fall below that of an edge into it, by rounding alone, relative to either."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Throughput:
+class Throughput(ArrowTable):
     """What `throughput` found: edges best first, nodes and residual steps by level and layer.
 
     Parameters
@@ -149,11 +153,17 @@ def throughput(graph: AttentionGraph, source: str, target: str = "output", *, to
     node[-1] = walk * ends[-1]
     stay = np.empty_like(ends[1:])
     parts = []
+    best = np.zeros(0)
     for layer in reversed(range(graph.layers)):
         transition = graph.transition(layer)
         stay[layer] = walk * transition.stay * ends[layer]
-        parts.append(_best_edges(transition, walk, ends[layer], top))
-        walk = np.asarray(transition.matrix().T @ walk)
+        # What enters a node doesn't exceed what passes it, so only these rows can hold one of the best edges.
+        floor = best[-1] if len(best) == top else 0.0
+        rows = np.flatnonzero((node[layer + 1] >= floor * (1 - ROUNDING)) & (node[layer + 1] > 0))
+        parts.append(_best_edges(transition, rows, walk, ends[layer], top))
+        if top is not None:
+            best = -np.sort(-np.concatenate([best, parts[-1][-1]]))[:top]
+        walk = transition.push(walk)
         node[layer] = walk * ends[layer]
     # Layers ascend here and sorting is stable, so edges of equal throughput keep the order of the run.
     layers, heads, key_blocks, queries, shares = map(np.concatenate, zip(*reversed(parts), strict=True))
@@ -180,17 +190,19 @@ def throughput(graph: AttentionGraph, source: str, target: str = "output", *, to
 
 
 def _best_edges(
-    transition: LayerTransition, walk: FloatArray, ends: FloatArray, top: int | None
+    transition: LayerTransition, rows: IntArray, walk: FloatArray, ends: FloatArray, top: int | None
 ) -> tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]:
-    """Layer, head, key block, query node and throughput of a layer's edges above 0, or of its `top` best."""
-    shares = walk[transition.query] * transition.probability * ends[transition.key_block]
+    """Layer, head, key block, query node and throughput of the edges above 0 into some nodes, or of the `top` best."""
+    edges, into = transition.edges_into(rows)
+    key_block = transition.weights.indices[edges].astype(np.int64)
+    shares = (walk * transition.scale)[rows][into] * transition.weights.data[edges] * ends[key_block]
     kept = np.flatnonzero(shares > 0)
     if top is not None and len(kept) > top:
         kept = kept[np.argsort(-shares[kept], kind="stable")[:top]]
     return (
         np.full(len(kept), transition.layer),
-        transition.head[kept],
-        transition.key_block[kept],
-        transition.query[kept],
+        transition.head_of(edges[kept]),
+        key_block[kept],
+        rows[into[kept]],
         shares[kept],
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from attngraph.graph.algebra import backward, best_log_weights, forward
+from attngraph.graph.algebra import backward, best_log_weights, forward, head_values
 from attngraph.graph.audit import Completeness, KeptTransition, completeness
+from attngraph.graph.diverse import diverse_paths
 from attngraph.graph.endpoints import blocks_of, no_route, source_state, spans_by_block, target_state
 from attngraph.graph.layered import AttentionGraph
 from attngraph.graph.paths import Paths, best_paths
+from attngraph.graph.semirings import Algebra, state_in
 from attngraph.graph.source import ArraySource, KeptMass, LayerArrays, LayerSource
 from attngraph.graph.transition import LayerTransition, Policy
 
 __all__ = [
+    "Algebra",
     "ArraySource",
     "AttentionGraph",
     "Completeness",
@@ -26,9 +29,12 @@ __all__ = [
     "best_paths",
     "blocks_of",
     "completeness",
+    "diverse_paths",
     "forward",
+    "head_values",
     "no_route",
     "source_state",
     "spans_by_block",
+    "state_in",
     "target_state",
 ]

@@ -25,14 +25,14 @@ lost attention in the place of error nodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from attngraph.graph.source import FloatArray, IntArray, KeptMass, LayerSource, check_kept_mass
-from attngraph.graph.transition import Policy, Recorded, read_layer
+from attngraph.graph.transition import LayerTransition, Policy, layer_transition, merge_rows
 
 if TYPE_CHECKING:
     from attngraph.graph.layered import AttentionGraph
@@ -115,40 +115,55 @@ def completeness(graph: AttentionGraph, target: str = "output") -> Completeness:
     return Completeness(min(1.0, float(walk.sum())), source, tuple(lost.tolist()))
 
 
-def kept_transition(source: LayerSource, policy: Policy, layer: int) -> KeptTransition | None:
-    """P' of a layer; None if the source knows nothing of what was dropped.
+def kept_transition(source: LayerSource, policy: Policy, transition: LayerTransition, kept: KeptMass) -> KeptTransition:
+    """P' of a layer, given its P and what its rows keep.
 
     Raises
     ------
     GraphError
-        As `layer_transition`; also if the kept masses don't fit the source.
+        If the kept masses don't fit the source.
     """
-    kept = source.kept_mass(layer)
-    if kept is None:
-        return None
-    check_kept_mass(kept, source, layer)
-    recorded = read_layer(source, policy, layer)
+    check_kept_mass(kept, source, transition.layer)
     exact, best = _by_row(kept)
     no_exact, no_estimate = (np.asarray(np.isnan(shares).any(axis=0)) for shares in (exact, best))
-    nodes, row = exact.shape[1], recorded.head * exact.shape[1] + recorded.query
-    share = best.ravel()[row]
-    if kept.dense_masses:
-        recorded = _over_kept_keys(recorded, share, policy)
-    dropped = _dropped(recorded, best.ravel(), row)
-    weight = (recorded.weight * share)[recorded.kept]
-    query = recorded.query[recorded.kept]
-    lost = dropped.reshape(-1, nodes).sum(axis=0)
-    total = np.bincount(query, weight, minlength=nodes) + lost
-    step = (1.0 - recorded.residual) / np.where(total == 0, 1.0, total)
+    nodes = exact.shape[1]
+    # Dropped edges compete with all that the policy admits, not with the strongest heads alone.
+    everything = replace(policy, heads="sum")
+    admitted = transition if policy == everything else layer_transition(source, everything, transition.layer)
+    lost = _dropped(_edges(admitted, kept, policy, best), best).reshape(-1, nodes).sum(axis=0)
+    edges = _edges(transition, kept, policy, best)
+    weight = edges.weight * best.ravel()[edges.row]
+    total = merge_rows(np.add, weight, transition.rows.start, 0.0) + lost
+    step = (1.0 - transition.stay) / np.where(total == 0, 1.0, total)
     return KeptTransition(
-        query=query,
-        key_block=recorded.key_block[recorded.kept],
-        probability=step[query] * weight,
-        stay=recorded.residual,
+        query=transition.query,
+        key_block=transition.key_block,
+        probability=transition.along_rows(step) * weight,
+        stay=transition.stay,
         lost=step * lost,
         audited=~no_exact,
         known=~no_estimate,
     )
+
+
+class _Edges(NamedTuple):
+    """Edges with their masses and weights as shares of the softmax over the kept keys; `row` is head · nodes + node."""
+
+    row: IntArray
+    mass: FloatArray
+    weight: FloatArray
+
+
+def _edges(transition: LayerTransition, kept: KeptMass, policy: Policy, best: FloatArray) -> _Edges:
+    row = transition.head * best.shape[1] + transition.query
+    mass, weight = (values.astype(np.float64) for values in (transition.mass, transition.weights.data))
+    if kept.dense_masses:
+        share = best.ravel()[row]
+        scale = np.divide(1.0, share, out=np.zeros(len(share)), where=share > 0)
+        mass *= scale
+        if policy.weight != "uniform":
+            weight *= scale
+    return _Edges(row, mass, weight)
 
 
 def _by_row(kept: KeptMass) -> tuple[FloatArray, FloatArray]:
@@ -158,19 +173,10 @@ def _by_row(kept: KeptMass) -> tuple[FloatArray, FloatArray]:
     return exact, best
 
 
-def _over_kept_keys(recorded: Recorded, share: FloatArray, policy: Policy) -> Recorded:
-    """Shares of the dense softmax as shares of the softmax over the kept keys, given each edge's κ."""
-    scale = np.divide(1.0, share, out=np.zeros(len(share)), where=share > 0)
-    weight = recorded.weight if policy.weight == "uniform" else recorded.weight * scale
-    return recorded._replace(mass=recorded.mass * scale, weight=weight)
-
-
-def _dropped(recorded: Recorded, kept: FloatArray, row: IntArray) -> FloatArray:
+def _dropped(edges: _Edges, best: FloatArray) -> FloatArray:
     """The dropped weight per row of a head, [heads · nodes]: its share of the dense mass times its weight per mass."""
-    edges, nodes = recorded.admitted, len(recorded.residual)
-    weight, mass = (
-        np.bincount(row[edges], values[edges], minlength=len(kept)) for values in (recorded.weight, recorded.mass)
-    )
+    kept, nodes = best.ravel(), best.shape[1]
+    weight, mass = (np.bincount(edges.row, values, minlength=len(kept)) for values in (edges.weight, edges.mass))
     # A head whose every edge is excluded has no weight per mass of its own: take that of the node's other heads.
     pooled = (np.tile(values.reshape(-1, nodes).sum(axis=0), len(kept) // nodes) for values in (weight, mass))
     weight, mass = (np.where(mass > 0, own, others) for own, others in zip((weight, mass), pooled, strict=True))

@@ -197,11 +197,12 @@ def check_layer(arrays: LayerArrays, source: LayerSource, layer: int) -> None:
     GraphError
         Naming the layer, the column, the first bad value and what is allowed.
     """
+    same = arrays.contribution is arrays.mass
     _check_columns(
         layer,
         {"head": (arrays.head, source.heads), "query_block": (arrays.query_block, source.blocks),
          "key_block": (arrays.key_block, source.blocks)},
-        {"mass": arrays.mass, "contribution": arrays.contribution},
+        {"mass": arrays.mass} | ({} if same else {"contribution": arrays.contribution}),
     )  # fmt: skip
     _check_columns(
         layer,
@@ -238,13 +239,16 @@ def _check_columns(
     lengths |= {name: len(column) for name, column in weights.items()}
     if len(set(lengths.values())) > 1:
         raise GraphError(f"Layer {layer} has columns of different lengths: {lengths}.")
+    if not next(iter(lengths.values())):
+        return
     for name, (column, size) in indices.items():
-        bad = (column < 0) | (column >= size)
-        if bad.any():
+        if column.max() >= size or (column.dtype.kind != "u" and column.min() < 0):
+            bad = (column < 0) | (column >= size)
             raise GraphError(f"Layer {layer} has {name}={column[bad.argmax()]}, but the source has {size} of them.")
     for name, weight in weights.items():
-        bad = ~(np.isfinite(weight) & (weight >= 0))
-        if bad.any():
+        # NaN survives min and max, and fails both comparisons.
+        if not (weight.min() >= 0 and weight.max() < np.inf):
+            bad = ~(np.isfinite(weight) & (weight >= 0))
             raise GraphError(
                 f"Layer {layer} has {name}={weight[bad.argmax()]} on edge {bad.argmax()}; "
                 f"weights are finite and at least 0."

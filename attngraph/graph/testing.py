@@ -13,6 +13,7 @@ from hypothesis import strategies
 from attngraph.graph.endpoints import source_state, target_state
 from attngraph.graph.layered import AttentionGraph
 from attngraph.graph.source import AnyFloats, AnyIntegers, ArraySource, LayerArrays
+from attngraph.graph.transition import Residual
 
 Edge = tuple[int, int, int, float]
 Step = tuple[int, int | None, int, int]
@@ -92,6 +93,79 @@ def sources() -> strategies.SearchStrategy[ArraySource]:
         blocks=strategies.integers(1, 4),
         targets=strategies.integers(1, 2),
     )
+
+
+@strategies.composite
+def layered_graphs(
+    draw: strategies.DrawFn,
+    *,
+    max_layers: int = 3,
+    max_heads: int = 2,
+    max_blocks: int = 3,
+    max_targets: int = 1,
+    residual: Residual = "measured",
+) -> AttentionGraph:
+    """A strategy: causal graphs with missing, zero, tied and tiny edges, that shrink to few plain ones.
+
+    Blocks have two tokens, targets are the last tokens, and every block is a span ``"span:N"``. Small enough
+    for `all_paths`.
+
+    Parameters
+    ----------
+    max_layers, max_heads, max_blocks, max_targets
+        Greatest sizes; at least one layer, head and block, and any number of targets from 0.
+    residual
+        The graph's residual policy; measured shares are drawn.
+    """
+    layers = draw(strategies.integers(1, max_layers))
+    heads = draw(strategies.integers(1, max_heads))
+    blocks = draw(strategies.integers(1, max_blocks))
+    targets = draw(strategies.integers(0, min(max_targets, blocks * BLOCK_SIZE)))
+    tokens = blocks * BLOCK_SIZE
+    positions = tuple(range(tokens - targets, tokens))
+    weights = strategies.sampled_from([None, 1.0, 2.0, 0.0, 1e-20]) | strategies.floats(0.01, 10.0)
+    shares = strategies.sampled_from([0.5, 0.0, 1.0]) | strategies.floats(0.0, 1.0)
+
+    def edges(query_blocks: Sequence[int]) -> list[Edge]:
+        places = [
+            (head, query, key)
+            for query, block in enumerate(query_blocks)
+            for head in range(heads)
+            for key in range(block + 1)
+        ]
+        drawn = draw(strategies.lists(weights, min_size=len(places), max_size=len(places)))
+        return [(*place, weight) for place, weight in zip(places, drawn, strict=True) if weight is not None]
+
+    def residuals(size: int) -> AnyFloats:
+        return np.array(draw(strategies.lists(shares, min_size=size, max_size=size)), np.float64)
+
+    arrays = [
+        layer_arrays(
+            edges(range(blocks)),
+            edges([position // BLOCK_SIZE for position in positions]),
+            residual=residuals(blocks),
+            target_residual=residuals(targets),
+        )
+        for _ in range(layers)
+    ]
+    spans = {f"span:{block}": ((block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE),) for block in range(blocks)}
+    source = ArraySource(
+        arrays=arrays, heads=heads, tokens=tokens, block_size=BLOCK_SIZE, targets=positions, spans=spans
+    )
+    return AttentionGraph(source, residual=residual)
+
+
+def step_probabilities(graph: AttentionGraph, steps: Sequence[Step]) -> list[float]:
+    """The probability of each step of a path, for graphs without repeated edges."""
+    found = []
+    for layer, head, lower, upper in steps:
+        transition = graph.transition(layer)
+        if head is None:
+            found.append(float(transition.stay[upper]))
+        else:
+            edge = (transition.head == head) & (transition.key_block == lower) & (transition.query == upper)
+            found.append(float(transition.probability[edge].item()))
+    return found
 
 
 def all_paths(graph: AttentionGraph, source: str, target: str) -> list[tuple[float, tuple[Step, ...]]]:

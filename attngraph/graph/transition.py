@@ -16,14 +16,23 @@ and counts to its block.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from attngraph.errors import ConfigError, GraphError
-from attngraph.graph.source import AnyFloats, FloatArray, IntArray, LayerArrays, LayerSource, check_layer
+from attngraph.graph.source import (
+    AnyFloats,
+    AnyIntegers,
+    FloatArray,
+    IntArray,
+    LayerArrays,
+    LayerSource,
+    check_layer,
+)
 
 Weight = Literal["contribution", "mass", "uniform"]
 MeasuredOrHalf = Literal["measured", "half"]
@@ -72,117 +81,230 @@ class Policy:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerTransition:
-    """The transition from level ℓ + 1 down to level ℓ, edge by edge; rows of `matrix` sum to 1.
+    """The transition P = diag(stay) + diag(scale) · weights from level ℓ + 1 down to level ℓ; rows sum to 1.
+
+    The matrix is kept in these three parts, because a sweep over millions of edges needs no more of them: a
+    number per edge is read, never written. The edge by edge columns below are made when they are asked for.
 
     Parameters
     ----------
     layer
         ℓ, from 0.
-    head, query, key_block
-        ``[edges]``: `query` is a node of level ℓ + 1 (a block, or B + the target's index), `key_block` a
-        block of level ℓ.
-    mass, contribution
-        ``[edges]``: the recorded weights.
-    probability
-        ``[edges]``: p_e = (1 - λ)·w_e / Σ_row w.
-    stay
-        ``[nodes]``: λ; 1 for a node without any weight left on its row (nothing recorded, all weights 0, or
-        only the excluded sink).
+    weights
+        ``[nodes of level ℓ + 1, nodes of level ℓ]``: the chosen weight w, one entry per edge, so that heads
+        between the same two nodes are parallel entries. A row is a block, or B + a target's index; columns
+        are blocks.
+    rows
+        ``[nodes]``: `scale`, (1 - λ) / Σ_row w, 0 for a row without weight; and `stay`, λ, 1 for a node without
+        any weight left on its row (nothing recorded, all weights 0, or only the excluded sink).
+    arrays
+        The recorded layer.
+    kept
+        ``[edges]``: where each edge stands in the recorded layer, block edges first; None if they are all
+        there in the same order.
     """
 
     layer: int
-    head: IntArray
-    query: IntArray
-    key_block: IntArray
-    mass: AnyFloats
-    contribution: AnyFloats
-    probability: FloatArray
-    stay: FloatArray
+    weights: sparse.csr_array[Any]
+    rows: Rows
+    arrays: LayerArrays
+    kept: IntArray | None
+
+    @property
+    def scale(self) -> FloatArray:
+        """``[nodes]``: (1 - λ) / Σ_row w."""
+        return self.rows.scale
+
+    @property
+    def stay(self) -> FloatArray:
+        """``[nodes]``: λ."""
+        return self.rows.stay
+
+    @cached_property
+    def query(self) -> IntArray:
+        """``[edges]``, ascending: the node of level ℓ + 1, a block or B + the target's index."""
+        return np.repeat(np.arange(len(self.stay)), np.diff(self.weights.indptr))
+
+    @cached_property
+    def key_block(self) -> IntArray:
+        """``[edges]``: the block of level ℓ."""
+        return self.weights.indices.astype(np.int64)
+
+    @cached_property
+    def head(self) -> IntArray:
+        """``[edges]``."""
+        return self.head_of(slice(None))
+
+    def head_of(self, edges: IntArray | slice) -> IntArray:
+        """The heads of some edges."""
+        recorded = edges if self.kept is None else self.kept[edges]
+        if not len(self.arrays.target_head):
+            return self.arrays.head[recorded].astype(np.int64)
+        return np.concatenate([self.arrays.head, self.arrays.target_head])[recorded].astype(np.int64)
+
+    @cached_property
+    def mass(self) -> AnyFloats:
+        """``[edges]``: the recorded mass."""
+        return self._recorded("mass")
+
+    @cached_property
+    def contribution(self) -> AnyFloats:
+        """``[edges]``: the recorded contribution."""
+        return self._recorded("contribution")
+
+    @cached_property
+    def probability(self) -> FloatArray:
+        """``[edges]``: p_e = (1 - λ)·w_e / Σ_row w."""
+        return np.asarray(self.along_rows(self.scale) * self.weights.data)
+
+    def along_rows(self, values: FloatArray) -> FloatArray:
+        """A number per node of level ℓ + 1 as one per edge into it, ``[edges]``."""
+        return np.repeat(values, np.diff(self.weights.indptr))
+
+    def edges_into(self, nodes: IntArray) -> tuple[IntArray, IntArray]:
+        """The edges into some nodes, row by row, and for each the position of its node in `nodes`."""
+        start = self.rows.start[nodes].astype(np.int64)
+        count = self.rows.start[nodes + 1] - start
+        edges = np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
+        return edges, np.repeat(np.arange(len(nodes)), count)
+
+    def pull(self, state: FloatArray) -> FloatArray:
+        """P @ state, ``[nodes]`` or ``[nodes, n]``: every node collects what it reads."""
+        stay, scale = (part if state.ndim == 1 else part[:, None] for part in (self.stay, self.scale))
+        return np.asarray(stay * state + scale * (self.weights @ state))
+
+    def push(self, state: FloatArray) -> FloatArray:
+        """state @ P, ``[nodes]`` or ``[nodes, n]``: every node hands out what it has to those that it reads."""
+        stay, scale = (part if state.ndim == 1 else part[:, None] for part in (self.stay, self.scale))
+        return np.asarray(stay * state + self.weights.T @ (scale * state))
 
     def matrix(self) -> sparse.csr_array[np.float64]:
         """The matrix P, ``[nodes of level ℓ + 1, nodes of level ℓ]``, heads summed, rows summing to 1."""
-        nodes = np.arange(len(self.stay))
+        nodes = np.arange(len(self.stay), dtype=np.int32)
         values = np.concatenate([self.probability, self.stay])
-        rows = np.concatenate([self.query, nodes]).astype(np.int32)
-        columns = np.concatenate([self.key_block, nodes]).astype(np.int32)
+        rows = np.concatenate([self.query.astype(np.int32), nodes])
+        columns = np.concatenate([self.weights.indices, nodes])
         return sparse.coo_array((values, (rows, columns)), shape=(len(nodes), len(nodes))).tocsr()
 
+    def _recorded(self, column: str) -> AnyFloats:
+        joined: AnyFloats = np.concatenate([getattr(self.arrays, column), getattr(self.arrays, f"target_{column}")])
+        return joined if self.kept is None else joined[self.kept]
 
-class Recorded(NamedTuple):
-    """A layer's recorded edges, targets after blocks, and which of them a policy lets through.
 
-    `query` is a node (see above); `weight` is the policy's; `admitted` [edges] is False for edges from an excluded
-    sink; `kept` are the indices, ascending, of the edges that the policy keeps; `residual` [nodes] is λ, 1 where no
-    weight is left on the row.
+class Transitions(Protocol):
+    """What a sweep needs to know of a graph."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def nodes(self) -> int: ...
+    def transition(self, layer: int) -> LayerTransition: ...
+
+
+class Rows(NamedTuple):
+    """What a layer's rows were found to be: one number per node, few enough to keep for the next sweep.
+
+    `start` says where each row's edges start, `scale` and `stay` are those of `LayerTransition`; `as_recorded`
+    says whether the edges are all there and in order.
     """
 
-    head: IntArray
-    query: IntArray
-    key_block: IntArray
-    mass: AnyFloats
-    contribution: AnyFloats
-    weight: FloatArray
-    admitted: npt.NDArray[np.bool_]
-    kept: IntArray
-    residual: FloatArray
+    start: npt.NDArray[np.int32]
+    scale: FloatArray
+    stay: FloatArray
+    as_recorded: bool
 
 
-def layer_transition(source: LayerSource, policy: Policy, layer: int) -> LayerTransition:
+def layer_transition(source: LayerSource, policy: Policy, layer: int, rows: Rows | None = None) -> LayerTransition:
     """Read one layer and normalise its weights by a policy.
+
+    Edges come sorted by their query node; a layer that is stored so, as runs are, isn't sorted again.
+
+    Parameters
+    ----------
+    rows
+        What an earlier call found under the same policy, `LayerTransition.rows`; saves checking and adding up.
 
     Raises
     ------
     GraphError
         If the layer doesn't exist, its arrays are out of range, or measured shares are wanted and missing.
     """
-    recorded = read_layer(source, policy, layer)
-    kept, stay = recorded.kept, recorded.residual
-    query, weight = recorded.query[kept], recorded.weight[kept]
-    total = np.bincount(query, weight, minlength=len(stay))
-    return LayerTransition(
-        layer=layer,
-        head=recorded.head[kept],
-        query=query,
-        key_block=recorded.key_block[kept],
-        mass=recorded.mass[kept],
-        contribution=recorded.contribution[kept],
-        probability=(1.0 - stay)[query] * weight / np.where(total > 0, total, 1.0)[query],
-        stay=stay,
-    )
-
-
-def read_layer(source: LayerSource, policy: Policy, layer: int) -> Recorded:
-    """Read one layer, weigh its edges and choose among them by a policy; raises as `layer_transition`."""
     if not 0 <= layer < source.layers:
         raise GraphError(f"layer={layer} is outside this graph's layers 0 to {source.layers - 1}.")
     arrays = source.layer(layer)
-    check_layer(arrays, source, layer)
-    node_blocks = np.concatenate([np.arange(source.blocks), np.asarray(source.targets, np.int64) // source.block_size])
-    head = np.concatenate([arrays.head, arrays.target_head]).astype(np.int64)
-    query = np.concatenate([arrays.query_block.astype(np.int64), arrays.target.astype(np.int64) + source.blocks])
-    key_block = np.concatenate([arrays.key_block, arrays.target_key_block]).astype(np.int64)
-    mass = np.concatenate([arrays.mass, arrays.target_mass])
-    contribution = np.concatenate([arrays.contribution, arrays.target_contribution])
-    weight = _weights(policy.weight, mass, contribution)
-
-    admitted = np.ones(len(weight), bool)
-    if policy.sink == "exclude":
-        admitted = (key_block != 0) | (node_blocks[query] == 0)
-    kept = np.flatnonzero(admitted)
-    if policy.heads == "max":
-        kept = kept[_strongest_head(query[kept], key_block[kept], head[kept], weight[kept])]
-    total = np.bincount(query[kept], weight[kept], minlength=len(node_blocks))
-    residual = np.where(total > 0, _residual_shares(arrays, source, policy.residual, layer), 1.0)
-    return Recorded(head, query, key_block, mass, contribution, weight, admitted, kept, residual)
+    if rows is None:
+        check_layer(arrays, source, layer)
+    weight = _weights(arrays, policy.weight)
+    key_block = np.concatenate([arrays.key_block, arrays.target_key_block], dtype=np.int32, casting="unsafe")
+    kept = None
+    if rows is None or not rows.as_recorded:
+        query = np.concatenate([arrays.query_block, arrays.target], dtype=np.int32, casting="unsafe")
+        query[len(arrays.query_block) :] += source.blocks
+        kept = _kept(source, policy, query, key_block, weight, arrays)
+        if kept is not None:
+            query, key_block, weight = query[kept], key_block[kept], weight[kept]
+    if rows is None:
+        rows = _rows(query, weight, _residual_shares(arrays, source, policy.residual, layer), layer, kept is None)
+    weights = sparse.csr_array((weight, key_block, rows.start), shape=(len(rows.stay), len(rows.stay)))
+    return LayerTransition(layer=layer, weights=weights, rows=rows, arrays=arrays, kept=kept)
 
 
-def _weights(weight: Weight, mass: AnyFloats, contribution: AnyFloats) -> FloatArray:
+def _rows(query: npt.NDArray[np.int32], weight: AnyFloats, residual: FloatArray, layer: int, as_recorded: bool) -> Rows:
+    nodes = len(residual)
+    start = np.searchsorted(query, np.arange(nodes + 1, dtype=np.int32)).astype(np.int32)
+    with np.errstate(over="ignore"):
+        total = merge_rows(np.add, weight, start, 0.0)
+    if not np.isfinite(total).all():
+        raise GraphError(f"Layer {layer} has weights that sum to {total.max()} on a row; scale them down.")
+    # Subnormal totals have no reciprocal; they count as no weight.
+    weighted = total >= np.finfo(np.float64).tiny
+    stay = np.where(weighted, residual, 1.0)
+    scale = np.divide(1.0 - stay, total, out=np.zeros(nodes), where=weighted)
+    return Rows(start=start, scale=scale, stay=stay, as_recorded=as_recorded)
+
+
+def merge_rows(merge: np.ufunc, values: AnyFloats, start: npt.NDArray[np.int32], empty: float) -> FloatArray:
+    """Merge one value per edge into one per row, in float64; `empty` for a row without edges."""
+    filled = start[:-1] < start[1:]
+    result = np.full(len(filled), empty)
+    if len(values):
+        result[filled] = merge.reduceat(values, start[:-1][filled], dtype=np.float64)
+    return result
+
+
+def _weights(arrays: LayerArrays, weight: Weight) -> AnyFloats:
     if weight == "uniform":
-        return ((mass > 0) | (contribution > 0)).astype(np.float64)
-    return (mass if weight == "mass" else contribution).astype(np.float64)
+        blocks = (arrays.mass > 0) | (arrays.contribution > 0)
+        targets = (arrays.target_mass > 0) | (arrays.target_contribution > 0)
+        return np.concatenate([blocks, targets], dtype=np.float32)
+    blocks, targets = getattr(arrays, weight), getattr(arrays, f"target_{weight}")
+    joined: AnyFloats = np.concatenate([blocks, targets]) if len(targets) else blocks
+    return joined if joined.dtype in (np.float32, np.float64) else joined.astype(np.float64)
 
 
-def _strongest_head(query: IntArray, key_block: IntArray, head: IntArray, weight: FloatArray) -> IntArray:
+def _kept(
+    source: LayerSource,
+    policy: Policy,
+    query: npt.NDArray[np.int32],
+    key_block: npt.NDArray[np.int32],
+    weight: AnyFloats,
+    arrays: LayerArrays,
+) -> IntArray | None:
+    """The edges that a policy keeps, sorted by query node; None if they are all edges as they stand."""
+    in_order = bool((query[1:] >= query[:-1]).all())
+    if in_order and policy.heads == "sum" and policy.sink == "keep":
+        return None
+    kept = np.arange(len(query)) if in_order else np.argsort(query, kind="stable")
+    if policy.sink == "exclude":
+        first = np.concatenate([np.arange(source.blocks), np.asarray(source.targets, np.int64) // source.block_size])
+        kept = kept[((key_block != 0) | (first == 0)[query])[kept]]
+    if policy.heads == "max":
+        head = np.concatenate([arrays.head, arrays.target_head])[kept]
+        kept = kept[_strongest_head(query[kept], key_block[kept], head, weight[kept])]
+    return kept
+
+
+def _strongest_head(query: AnyIntegers, key_block: AnyIntegers, head: AnyIntegers, weight: AnyFloats) -> IntArray:
     """Indices, ascending, of the strongest edge of every (query, key block); the lowest head wins ties."""
     order = np.lexsort((head, -weight, key_block, query))
     first = np.ones(len(order), bool)

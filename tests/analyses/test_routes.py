@@ -39,15 +39,16 @@ def source(**changes: object) -> ArraySource:
 
 def test_a_small_graph_by_hand():
     found = routes(AttentionGraph(source()), "needle", "output")
-    half, last = pytest.approx(0.5), pytest.approx(3 / 16)
+    half, quarter, last = (pytest.approx(weight) for weight in (0.5, 0.25, 3 / 16))
     assert found.routes == (
-        Route(pytest.approx(1 / 8), (Hop(1, 1, 0, 2, None, half), Hop(2, 1, 2, 3, 7, pytest.approx(1 / 4)))),
-        Route(pytest.approx(1 / 16), (Hop(2, 0, 0, 3, 7, pytest.approx(1 / 16)),)),
+        Route(pytest.approx(1 / 8), (Hop(1, 1, 0, 2, None, half), Hop(2, 1, 2, 3, 7, quarter)), quarter),
+        Route(pytest.approx(1 / 16), (Hop(2, 0, 0, 3, 7, pytest.approx(1 / 16)),), pytest.approx(1 / 16)),
         # Block 1 stays through the second layer, or reads itself there: of two equals the stay comes first.
-        Route(pytest.approx(3 / 64), (Hop(0, 0, 0, 1, None, half), Hop(2, 0, 1, 3, 7, last))),
+        Route(pytest.approx(3 / 64), (Hop(0, 0, 0, 1, None, half), Hop(2, 0, 1, 3, 7, last)), last),
         Route(
             pytest.approx(3 / 64),
             (Hop(0, 0, 0, 1, None, half), Hop(1, 0, 1, 1, None, half), Hop(2, 0, 1, 3, 7, last)),
+            last,
         ),
     )
     assert (found.source, found.target, found.layers, found.block_size) == ("needle", "output", 3, 2)
@@ -56,11 +57,12 @@ def test_a_small_graph_by_hand():
 
 def test_a_route_without_hops_stays_in_place():
     graph = AttentionGraph(source())
-    assert routes(graph, "token:7", "output").routes == (Route(pytest.approx(0.5), ()),)
-    assert routes(graph, "block:0", "block:0").routes == (Route(1.0, ()),)
+    assert routes(graph, "token:7", "output").routes == (Route(pytest.approx(0.5), (), pytest.approx(0.5)),)
+    assert routes(graph, "block:0", "block:0").routes == (Route(1.0, (), 1.0),)
     best, second = routes(graph, "question", "output").routes
-    assert best == Route(pytest.approx(0.5), ())
-    assert second == Route(pytest.approx(1 / 8), (Hop(2, 1, 2, 3, 7, pytest.approx(1 / 4)),))
+    assert best == Route(pytest.approx(0.5), (), pytest.approx(0.5))
+    quarter = pytest.approx(1 / 4)
+    assert second == Route(pytest.approx(1 / 8), (Hop(2, 1, 2, 3, 7, quarter),), quarter)
 
 
 @given(sources(), st.sampled_from(["output", "block:0", "span:0"]), st.integers(1, 30))
@@ -159,7 +161,7 @@ def test_networkx_finds_the_same_best_route(seed: int):
 @given(sources())
 def test_residual_one_has_no_route_but_staying(source: ArraySource):
     graph = AttentionGraph(source, residual=1.0)
-    assert routes(graph, "output", "output").routes == (Route(1.0, ()),)
+    assert routes(graph, "output", "output").routes == (Route(1.0, (), 1.0),)
     if graph.targets[-1] >= BLOCK_SIZE:
         with pytest.raises(NoRouteError, match=r"from 'block:0' to 'output' with weight='contribution', residual=1\.0"):
             routes(graph, "block:0")
@@ -174,6 +176,15 @@ def test_bad_arguments():
     graph = AttentionGraph(source())
     with pytest.raises(ConfigError, match=r"k=0 routes were asked for; give a whole number of at least 1"):
         routes(graph, "needle", k=0)
+    with pytest.raises(ConfigError, match=r"k=0 routes were asked for"):
+        routes(graph, "needle", k=0, reuse=0.5)
+    with pytest.raises(ConfigError, match=r"kind='longest' is not one of best, widest"):
+        routes(graph, "needle", kind="longest")
+    with pytest.raises(ConfigError, match=r"distinct='heads' is not one of edges, nodes"):
+        routes(graph, "needle", distinct="heads")
+    for reuse in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match=rf"reuse={reuse} is not a factor from 0 \(disjoint routes\) to 1"):
+            routes(graph, "needle", reuse=reuse)
     with pytest.raises(UnknownNodeError, match=r"'nadel' names nothing in this graph\. Spans: needle, question"):
         routes(graph, "nadel")
     with pytest.raises(UnknownNodeError, match=r"'token:0' is not a target of this run.*Targets: token:7"):
@@ -201,6 +212,8 @@ def test_to_dict():
         "layer": 2, "head": 1, "key_block": 2, "query_block": 3, "target": 7, "weight": pytest.approx(1 / 4),
     }  # fmt: skip
     assert (found["source"], found["target"], found["completeness"]) == ("needle", "output", None)
+    assert (found["kind"], found["distinct"], found["reuse"]) == ("best", "edges", 1.0)
+    assert found["routes"][0]["width"] == pytest.approx(1 / 4)
 
 
 def test_to_networkx_shares_edges_and_collapses_residual_steps():
@@ -220,6 +233,14 @@ def test_to_networkx_shares_edges_and_collapses_residual_steps():
     again = routes(AttentionGraph(source(arrays=[*source().arrays, source().arrays[0]]), residual=0.5), "needle", k=1)
     assert ((3, "token:7"), (4, "token:7"), "residual") in again.to_networkx().edges(keys=True)
     assert routes(AttentionGraph(source()), "token:7").to_networkx().number_of_nodes() == 0
+
+
+def test_to_networkx_takes_single_routes():
+    found = routes(AttentionGraph(source()), "needle")
+    one = found.to_networkx(1)
+    assert sorted(one.edges(keys=True)) == [((0, 0), (2, 0), "residual"), ((2, 0), (3, "token:7"), 0)]
+    assert {data["routes"] for *_, data in one.edges(data=True)} == {(1,)}
+    assert set(found.to_networkx(0, 1).edges(keys=True)) > set(one.edges(keys=True))
 
 
 @given(sources(), st.integers(1, 20))

@@ -18,7 +18,7 @@ COMMANDS = sorted(set(re.findall(r"^attngraph (\w+)", README, flags=re.MULTILINE
 @pytest.mark.model
 def test_python_examples_run_as_printed(tmp_path: Path) -> None:
     """One after the other in one process, as a reader would type them."""
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(PYTHON)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
