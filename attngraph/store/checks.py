@@ -2,8 +2,8 @@
 
 The masses of a query row are a softmax over its kept keys, so they sum to 1; beside a dense forward pass they are
 shares of the dense softmax and sum to the row's kept mass. A learned sink takes a part of either that is on no edge:
-the masses then sum to that much at most. Residual and attention shares sum to 1. All are stored with some rounding, hence
-`TOLERANCE`.
+the masses then sum to that much at most. Residual and attention shares sum to 1. All are stored with some rounding,
+hence `TOLERANCE`.
 """
 
 from __future__ import annotations

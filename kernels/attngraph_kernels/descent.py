@@ -30,7 +30,6 @@ from attngraph_kernels.pyramid import (
 )
 from attngraph_kernels.softmax import PLAIN, Softmax
 
-
 PROCESSOR_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
