@@ -2,23 +2,64 @@
 
 from __future__ import annotations
 
+from attngraph_analyses.betweenness import Betweenness, betweenness
+from attngraph_analyses.bottlenecks import Bottlenecks, bottlenecks
+from attngraph_analyses.curvature import Curvature, curvature
+from attngraph_analyses.cuts import Cut, minimum_cut
+from attngraph_analyses.dominators import Dominators, dominators
+from attngraph_analyses.heads import HeadRoles, head_roles
 from attngraph_analyses.influence import Influence, influence
+from attngraph_analyses.nulls import Compared, Null, Question, compare
+from attngraph_analyses.profile import InfluenceProfile, influence_profile
 from attngraph_analyses.reach import Reach, reach
+from attngraph_analyses.resistance import CurrentFlow, current_flow
 from attngraph_analyses.routes import Hop, Route, Routes, routes
+from attngraph_analyses.sensitivity import Sensitivity, sensitivity
 from attngraph_analyses.sequences import SequenceWeight, sequence_weight
+from attngraph_analyses.sink import SinkEffect, sink_effect
+from attngraph_analyses.stability import HeadStability, head_stability
+from attngraph_analyses.subgraph import Subgraph, prune
 from attngraph_analyses.throughput import Throughput, throughput
 
 __all__ = [
+    "Betweenness",
+    "Bottlenecks",
+    "Compared",
+    "CurrentFlow",
+    "Curvature",
+    "Cut",
+    "Dominators",
+    "HeadRoles",
+    "HeadStability",
     "Hop",
     "Influence",
+    "InfluenceProfile",
+    "Null",
+    "Question",
     "Reach",
     "Route",
     "Routes",
+    "Sensitivity",
     "SequenceWeight",
+    "SinkEffect",
+    "Subgraph",
     "Throughput",
+    "betweenness",
+    "bottlenecks",
+    "compare",
+    "current_flow",
+    "curvature",
+    "dominators",
+    "head_roles",
+    "head_stability",
     "influence",
+    "influence_profile",
+    "minimum_cut",
+    "prune",
     "reach",
     "routes",
+    "sensitivity",
     "sequence_weight",
+    "sink_effect",
     "throughput",
 ]

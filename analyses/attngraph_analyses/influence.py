@@ -5,12 +5,23 @@ an edge with the edge's probability. The influence of a block is the probability
 block at level 0.
 
 Raw influence is dominated by the sink and by nearness, so blocks are ranked by their *excess* f·ln(f / f₀)
-over the influence f₀ of the same walk on the same edges with uniform weights and the same residual shares.
+over the influence f₀ that a null gives them (see `attngraph_analyses.nulls`):
+
+- ``"uniform"``: the same walk on the same edges with uniform weights, f₀ = u;
+- ``"edges"``: the mean of the same walk on rewired graphs;
+- ``"distance"``: the mean influence of the blocks around the block;
+- ``"targets"``: what the block means to other targets of the run, carried over to this one. The walk is also
+  started in the blocks t just before the target's own, and f₀ = u·Σ_t f_t / Σ_t u_t: the uniform walk tells how
+  much of the influence is due to who can see whom, the other targets how much of the rest is nothing special.
+  Targets to which the block is next don't count: they read it because it is near.
+
+``"heads"`` says nothing here, since influence doesn't distinguish heads.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +32,10 @@ from attngraph.graph import AttentionGraph, Policy, backward, completeness, span
 from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nulls import Null, NullName, Question, as_null, compare, other_targets
+
+NEAR = 1
+"""Blocks before a target that don't count for it in the null ``"targets"``: every head keeps them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,11 +48,12 @@ class Influence(ArrowTable):
         Where the walk started.
     block
         ``[blocks]``: 0, 1, …
-    influence, null
-        ``[blocks]``: probability that the walk, or the walk with uniform weights, ends in the block; sums to
-        1.
+    influence
+        ``[blocks]``: probability that the walk ends in the block; sums to 1.
+    null
+        ``[blocks]``: the influence f₀ under the null.
     excess
-        ``[blocks]``: f·ln(f / f₀) in nats, 0 where f = 0.
+        ``[blocks]``: f·ln(f / f₀) in nats, 0 where f = 0. Where f₀ = 0, the least positive f₀ takes its place.
     rank
         ``[blocks]``: 0 for the greatest excess; ties by block.
     spans
@@ -46,6 +62,8 @@ class Influence(ArrowTable):
         Tokens per block; products over blocks only approximate products over tokens.
     policy
         How edges became probabilities.
+    against
+        Which null it is.
     completeness
         Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
     completeness_source
@@ -61,6 +79,7 @@ class Influence(ArrowTable):
     spans: tuple[tuple[str, ...], ...]
     block_size: int
     policy: Policy
+    against: Null
     completeness: float | None = None
     completeness_source: CompletenessSource | None = None
 
@@ -118,27 +137,36 @@ class Influence(ArrowTable):
         return blocks
 
 
-def influence(graph: AttentionGraph, target: str = "output") -> Influence:
+def influence(graph: AttentionGraph, target: str = "output", *, null: Null | NullName = "uniform") -> Influence:
     """Share of the target's backward walk that starts in each block, its null, and the excess over it.
 
     Parameters
     ----------
     graph
-        Its policy is recorded in the result; its null is `graph.uniform()`.
+        Its policy is recorded in the result.
     target
         A span, ``"block:N"``, ``"token:N"`` (a recorded target) or ``"output"``.
+    null
+        A null, or the name of one with its default draws.
 
     Raises
     ------
     UnknownNodeError
         If the target names nothing.
+    ConfigError
+        If the null is unknown.
     GraphError
-        If a layer can't be read under the graph's policy.
+        If a layer can't be read under the graph's policy, or the null has nothing to compare with.
     """
-    found, null = _walk_ends(graph, target), _walk_ends(graph.uniform(), target)
-    excess = np.zeros(graph.blocks)
+    against = as_null(null)
+    found = influence_of_targets(graph, (target,))[:, 0]
+    expected = _expected(graph, target, found, against)
     reached = found > 0
-    excess[reached] = found[reached] * np.log(found[reached] / null[reached])
+    if (expected > 0).any():
+        floor = expected[expected > 0].min()
+        excess = np.where(reached, found * np.log(np.where(reached, found, 1.0) / np.maximum(expected, floor)), 0.0)
+    else:
+        excess = np.zeros(graph.blocks)
     rank = np.empty(graph.blocks, np.int64)
     rank[np.argsort(-excess, kind="stable")] = np.arange(graph.blocks)
     complete = completeness(graph, target)
@@ -146,18 +174,71 @@ def influence(graph: AttentionGraph, target: str = "output") -> Influence:
         target=target,
         block=np.arange(graph.blocks),
         influence=found,
-        null=null,
+        null=expected,
         excess=excess,
         rank=rank,
         spans=spans_by_block(graph),
         block_size=graph.block_size,
         policy=graph.policy,
+        against=against,
         completeness=complete.share,
         completeness_source=complete.source,
     )
 
 
-def _walk_ends(graph: AttentionGraph, target: str) -> FloatArray:
-    """Where the walk ends at level 0, by block: a target's node counts to the block of its token."""
-    (end,) = deque(backward(graph, target_state(graph, target)), maxlen=1)
-    return np.bincount(graph.node_blocks(), end, minlength=graph.blocks).astype(np.float64)
+def influence_of_targets(graph: AttentionGraph, targets: Sequence[str]) -> FloatArray:
+    """Where the walks from several targets end at level 0, ``[blocks, targets]``, in one pass.
+
+    A target's node counts to the block of its token.
+
+    Raises
+    ------
+    UnknownNodeError
+        If a target names nothing.
+    """
+    start = np.stack([target_state(graph, target) for target in targets], axis=1)
+    (end,) = deque(backward(graph, start), maxlen=1)
+    blocks = end[: graph.blocks].copy()
+    np.add.at(blocks, graph.node_blocks()[graph.blocks :], end[graph.blocks :])
+    return blocks
+
+
+def _expected(graph: AttentionGraph, target: str, found: FloatArray, null: Null) -> FloatArray:
+    """The influence f₀ of every block under a null, ``[blocks]``."""
+    if null.name == "heads":
+        raise GraphError("null='heads' exchanges the names of heads, which changes no influence. Use another null.")
+    if null.name == "distance":
+        return _around(found, null.draws)
+    if null.name == "targets":
+        return _carried_over(graph, target, null)
+
+    def ask(question: Question) -> FloatArray:
+        return influence_of_targets(question.graph, (question.target,))[:, 0]
+
+    return compare(ask, Question(graph, None, target), null, value=found).mean
+
+
+def _around(found: FloatArray, draws: int) -> FloatArray:
+    """The mean influence of the `draws` blocks nearest to each block, itself and the sink left out."""
+    blocks = len(found)
+    if blocks < 3:
+        raise GraphError(f"null='distance' compares a block with those around it, but this graph has {blocks} in all.")
+    expected = np.empty(blocks)
+    for block in range(blocks):
+        others = np.arange(max(1, block - draws), min(blocks, block + draws + 1))
+        others = others[others != block]
+        nearest = others[np.argsort(np.abs(others - block), kind="stable")[:draws]]
+        expected[block] = found[nearest].mean()
+    return expected
+
+
+def _carried_over(graph: AttentionGraph, target: str, null: Null) -> FloatArray:
+    """u·Σ_t f_t / Σ_t u_t over the other targets t; u for a block that counts for none of them."""
+    others = other_targets(Question(graph, None, target), null.draws)
+    names = [target, *(f"block:{block}" for block in others)]
+    counts = np.arange(graph.blocks)[:, None] < np.asarray(others) - NEAR
+    uniform = influence_of_targets(graph.uniform(), names)
+    reached = np.where(counts, influence_of_targets(graph, names[1:]), 0.0).sum(1)
+    reached_uniformly = np.where(counts, uniform[:, 1:], 0.0).sum(1)
+    known = reached_uniformly > 0
+    return np.where(known, uniform[:, 0] * reached / np.where(known, reached_uniformly, 1.0), uniform[:, 0])

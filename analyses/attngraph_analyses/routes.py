@@ -26,6 +26,7 @@ from attngraph.graph import (
     Paths,
     Policy,
     best_paths,
+    blocks_of,
     completeness,
     diverse_paths,
     no_route,
@@ -36,6 +37,7 @@ from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.interop import RESIDUAL, NodeLabel, node_label
 from attngraph.graph.paths import STAY, Distinct, Kind
+from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
 
 
 class Hop(NamedTuple):
@@ -93,6 +95,8 @@ class Routes(ArrowTable):
         Tokens per block; products over blocks only approximate products over tokens.
     policy
         How edges became probabilities.
+    against
+        How the best route's weight stands against a null; None where none was asked for.
     completeness
         Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
     completeness_source
@@ -108,6 +112,7 @@ class Routes(ArrowTable):
     layers: int
     block_size: int
     policy: Policy
+    against: Compared | None = None
     completeness: float | None = None
     completeness_source: CompletenessSource | None = None
 
@@ -143,6 +148,7 @@ class Routes(ArrowTable):
                 {"weight": route.weight, "width": route.width, "hops": [hop._asdict() for hop in route.hops]}
                 for route in self.routes
             ],
+            "null": None if self.against is None else self.against.to_dict(),
             "completeness": self.completeness,
             "completeness_source": self.completeness_source,
         }
@@ -175,6 +181,7 @@ def routes(
     kind: Kind = "best",
     distinct: Distinct = "edges",
     reuse: float = 1.0,
+    null: Null | NullName | None = None,
 ) -> Routes:
     """The `k` best routes from a source to a target, exactly; or as many as there are.
 
@@ -196,6 +203,8 @@ def routes(
         the target excepted, while the next is searched; the weights reported are the true ones, the order is
         that of choice. 1: reuse is free. 0: routes are disjoint. Between: routes are diverse. Below 1 every
         route costs a search of its own; see `attngraph.graph.diverse`.
+    null
+        Also ask for the weight of the best route under this null, 0 without one.
 
     Raises
     ------
@@ -204,7 +213,9 @@ def routes(
     NoRouteError
         If there is no path of positive weight.
     ConfigError
-        If `k` is below 1, or another parameter is out of range.
+        If `k` is below 1, another parameter is out of range, or the null is unknown.
+    GraphError
+        If the null has nothing to compare with.
     """
     ends = source_state(graph, source), target_state(graph, target)
     if reuse == 1:
@@ -214,6 +225,7 @@ def routes(
     if not len(paths.weight):
         raise no_route(graph, source, target)
     complete = completeness(graph, target)
+    question = Question(graph, blocks_of(graph, source), target)
     return Routes(
         source=source,
         target=target,
@@ -224,9 +236,16 @@ def routes(
         layers=graph.layers,
         block_size=graph.block_size,
         policy=graph.policy,
+        against=None if null is None else compare(_best_weight, question, null, value=paths.weight[0]),
         completeness=complete.share,
         completeness_source=complete.source,
     )
+
+
+def _best_weight(question: Question) -> float:
+    """The weight of a question's best route; 0 if there is none."""
+    best = best_paths(question.graph, question.starts(), target_state(question.graph, question.target), 1).weight
+    return float(best[0]) if len(best) else 0.0
 
 
 def _spelled_out(graph: AttentionGraph, paths: Paths) -> Iterator[Route]:

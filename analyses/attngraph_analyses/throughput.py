@@ -7,12 +7,13 @@ probability that the target's walk is at node i of level ℓ, the walks that do 
 - an edge or a stay with         f_{ℓ+1}[i]·P[i, j]·h_ℓ[j] / total,
 
 where total = Σ_i f_L[i]·h_L[i] (Doob's h-transform of the walk). Nodes sum to 1 at every level; edges and
-stays together sum to 1 at every layer, and what enters a node leaves it.
+stays together sum to 1 at every layer, and what enters a node leaves it. The throughput of a head is the sum
+of its edges'.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -22,15 +23,16 @@ from attngraph.graph import (
     AttentionGraph,
     LayerTransition,
     Policy,
+    blocks_of,
     completeness,
     forward,
     no_route,
-    source_state,
     target_state,
 )
 from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
 
 ROUNDING = 1e-9
 """How much a node's share may fall below that of an edge into it, by rounding alone, relative to either."""
@@ -53,6 +55,9 @@ class Throughput(ArrowTable):
         ``[edges]``: share of the walks between target and source, from 0 to 1.
     stay
         ``[layers, nodes]``: share that stays in place.
+    by_head
+        ``[layers, heads]``: share that goes through each head; with the stays it sums to 1 in every layer. None if it
+        wasn't asked for.
     node
         ``[layers + 1, nodes]``: share that passes each node; sums to 1 at every level.
     node_block, node_target
@@ -61,6 +66,8 @@ class Throughput(ArrowTable):
         Tokens per block; products over blocks only approximate products over tokens.
     policy
         How edges became probabilities.
+    against, heads_against
+        How `total` and the flow `total`·`by_head` stand against a null; None where none was asked for.
     completeness
         Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
     completeness_source
@@ -76,11 +83,14 @@ class Throughput(ArrowTable):
     query: IntArray
     throughput: FloatArray
     stay: FloatArray
+    by_head: FloatArray | None
     node: FloatArray
     node_block: IntArray
     node_target: tuple[int | None, ...]
     block_size: int
     policy: Policy
+    against: Compared | None = None
+    heads_against: Compared | None = None
     completeness: float | None = None
     completeness_source: CompletenessSource | None = None
 
@@ -119,8 +129,41 @@ class Throughput(ArrowTable):
             }
         )
 
+    def heads(self) -> pl.DataFrame:
+        """One row per head that carries anything, best first: layer, head, throughput.
 
-def throughput(graph: AttentionGraph, source: str, target: str = "output", *, top: int | None = None) -> Throughput:
+        With a null also null_throughput (the mean of the flow through the head, as a share of `total`), ratio
+        and rank; see `attngraph_analyses.nulls.Compared`.
+
+        Raises
+        ------
+        ConfigError
+            If the heads weren't asked for.
+        """
+        if self.by_head is None:
+            raise ConfigError("The heads' throughput wasn't added up; ask for throughput(…, heads=True).")
+        layer, head = np.nonzero(self.by_head)
+        order = np.argsort(-self.by_head[layer, head], kind="stable")
+        layer, head = layer[order], head[order]
+        frame = pl.DataFrame({"layer": layer, "head": head, "throughput": self.by_head[layer, head]})
+        if self.heads_against is None:
+            return frame
+        return frame.with_columns(
+            pl.Series("null_throughput", self.heads_against.mean[layer, head] / self.total).fill_nan(None),
+            pl.Series("ratio", self.heads_against.ratio[layer, head]).fill_nan(None),
+            pl.Series("rank", self.heads_against.rank[layer, head]),
+        )
+
+
+def throughput(
+    graph: AttentionGraph,
+    source: str,
+    target: str = "output",
+    *,
+    top: int | None = None,
+    heads: bool = False,
+    null: Null | NullName | None = None,
+) -> Throughput:
     """The share of the walks from a target to a source that passes each node, edge and residual step.
 
     Parameters
@@ -131,6 +174,10 @@ def throughput(graph: AttentionGraph, source: str, target: str = "output", *, to
         A span, ``"block:N"``, ``"token:N"`` or ``"output"``; a target token must be a recorded target.
     top
         Keep only this many edges, the best ones; all that carry anything by default.
+    heads
+        Also add up the heads' throughput, which takes a look at every edge.
+    null
+        Also ask how much the target reads of the source, and through which heads, under this null.
 
     Raises
     ------
@@ -139,24 +186,62 @@ def throughput(graph: AttentionGraph, source: str, target: str = "output", *, to
     NoRouteError
         If no walk from the target ends in the source.
     ConfigError
-        If `top` is below 1.
+        If `top` is below 1, or the null is unknown.
+    GraphError
+        If the null has nothing to compare with.
     """
     if top is not None and top < 1:
         raise ConfigError(f"top={top!r} must be at least 1, or None for all edges.")
-    ends = np.stack(list(forward(graph, source_state(graph, source))))
+    question = Question(graph, blocks_of(graph, source), target)
+    found = _throughput(question, source, top, heads or null is not None)
+    if found is None:
+        raise no_route(graph, source, target)
+    complete = completeness(graph, target)
+    found = replace(found, completeness=complete.share, completeness_source=complete.source)
+    if null is None or found.by_head is None:
+        return found
+    compared = compare(_flow, question, null, value=np.append(found.total * found.by_head, found.total))
+    by_head = replace(
+        compared,
+        value=compared.value[:-1].reshape(found.by_head.shape),
+        draws=compared.draws[:, :-1].reshape(-1, *found.by_head.shape),
+    )
+    return replace(found, against=compared.at(-1), heads_against=by_head)
+
+
+def _flow(question: Question) -> FloatArray:
+    """Probability that the walk reaches the source through each head, and at all, ``[layers · heads + 1]``."""
+    found = _throughput(question, "", 1, heads=True)
+    if found is None or found.by_head is None:
+        return np.zeros(question.graph.layers * question.graph.heads + 1)
+    return np.append(found.total * found.by_head, found.total)
+
+
+def _throughput(question: Question, source: str, top: int | None, heads: bool) -> Throughput | None:
+    """The throughput of a question's walks; None if there are none."""
+    graph, _, target = question
+    ends = np.stack(list(forward(graph, question.starts())))
     walk = target_state(graph, target)
     total = float(walk @ ends[-1])
     if total == 0.0:
-        raise no_route(graph, source, target)
+        return None
     ends = ends / total
     node = np.empty_like(ends)
     node[-1] = walk * ends[-1]
     stay = np.empty_like(ends[1:])
+    by_head = np.empty((graph.layers, graph.heads)) if heads else None
     parts = []
     best = np.zeros(0)
     for layer in reversed(range(graph.layers)):
         transition = graph.transition(layer)
         stay[layer] = walk * transition.stay * ends[layer]
+        if by_head is not None:
+            shares = (
+                (walk * transition.scale)[transition.query]
+                * transition.weights.data
+                * ends[layer][transition.key_block]
+            )
+            by_head[layer] = np.bincount(transition.head, shares, minlength=graph.heads)
         # What enters a node doesn't exceed what passes it, so only these rows can hold one of the best edges.
         floor = best[-1] if len(best) == top else 0.0
         rows = np.flatnonzero((node[layer + 1] >= floor * (1 - ROUNDING)) & (node[layer + 1] > 0))
@@ -166,26 +251,24 @@ def throughput(graph: AttentionGraph, source: str, target: str = "output", *, to
         walk = transition.push(walk)
         node[layer] = walk * ends[layer]
     # Layers ascend here and sorting is stable, so edges of equal throughput keep the order of the run.
-    layers, heads, key_blocks, queries, shares = map(np.concatenate, zip(*reversed(parts), strict=True))
+    layers, head, key_blocks, queries, shares = map(np.concatenate, zip(*reversed(parts), strict=True))
     order = np.argsort(-shares, kind="stable")[:top]
-    complete = completeness(graph, target)
     return Throughput(
         source=source,
         target=target,
         total=total,
         layer=layers[order],
-        head=heads[order],
+        head=head[order],
         key_block=key_blocks[order],
         query=queries[order],
         throughput=shares[order],
         stay=stay,
+        by_head=by_head,
         node=node,
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
         block_size=graph.block_size,
         policy=graph.policy,
-        completeness=complete.share,
-        completeness_source=complete.source,
     )
 
 

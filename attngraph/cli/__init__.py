@@ -11,9 +11,12 @@ import sys
 
 import typer
 
+from attngraph.cli.bottlenecks import bottlenecks
 from attngraph.cli.capture import capture
+from attngraph.cli.cuts import cuts
 from attngraph.cli.demo import demo
 from attngraph.cli.estimate import estimate
+from attngraph.cli.heads import heads
 from attngraph.cli.influence import influence
 from attngraph.cli.ls import ls
 from attngraph.cli.output import keep_quiet, note
@@ -31,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, estimate, capture, routes, influence, throughput, ls, verify):
+for command in (demo, estimate, capture, routes, influence, throughput, bottlenecks, cuts, heads, ls, verify):
     app.command()(command)
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-from rich.table import Table
-
-from attngraph.cli.output import print_json, print_screen
 
 if TYPE_CHECKING:
     from attngraph.graph import Policy
@@ -31,24 +26,15 @@ class Answer(Protocol):
     def completeness_source(self) -> CompletenessSource | None: ...
 
 
-def document_of(run: Path, found: Answer) -> dict[str, Any]:
+def document_of(found: Answer) -> dict[str, Any]:
     """What every answer says of the graph that it was asked of."""
     return {
-        "run": str(run),
         "target": found.target,
         "policy": asdict(found.policy),
         "block_size": found.block_size,
         "completeness": found.completeness,
         "completeness_source": found.completeness_source,
     }
-
-
-def show(document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table], json: bool) -> None:
-    """Print an answer: one JSON document, or a table for people."""
-    if json:
-        print_json(document)
-    else:
-        print_screen(table(document))
 
 
 def policy_line(document: Mapping[str, Any]) -> str:
@@ -63,6 +49,17 @@ def completeness_line(document: Mapping[str, Any]) -> str:
     if document["completeness"] is None:
         return "dropped attention not audited"
     return f"completeness {document['completeness']:.3f} ({document['completeness_source']})"
+
+
+def null_line(document: Mapping[str, Any]) -> str:
+    """How an answer stands against its null, for the end of a foot; nothing where there is none."""
+    null = document.get("null")
+    if null is None:
+        return ""
+    ratio = "undefined" if null["ratio"] is None else f"{null['ratio']:.3g}"
+    return (
+        f", {ratio} times the null {null['name']!r}, {null['rank']} of {null['draws']} alternatives at least as great"
+    )
 
 
 def end_of(edge: Mapping[str, Any]) -> str:

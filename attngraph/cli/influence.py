@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 import attngraph as ag
-from attngraph.cli.answers import document_of, policy_line, show
-from attngraph.cli.options import (
-    HeadsPolicy,
-    Json,
-    ResidualPolicy,
-    RunFolder,
-    SinkPolicy,
-    Target,
-    WeightPolicy,
-    graph_of,
-)
+from attngraph.cli.answers import document_of, policy_line
+from attngraph.cli.options import RankingNull, Target
+from attngraph.cli.questions import Reply, question
+
+if TYPE_CHECKING:
+    from attngraph.graph import AttentionGraph
 
 SHOWN = 20
 """Blocks in the table for people; the JSON document has all of them."""
 
 
-def influence(
-    run: RunFolder,
-    target: Target = "output",
-    weight: WeightPolicy = "contribution",
-    residual: ResidualPolicy = "measured",
-    heads: HeadsPolicy = "sum",
-    sink: SinkPolicy = "keep",
-    json: Json = False,
-) -> None:
-    """Rank the blocks by their influence on a target, in excess of what uniform weights would give.
+@question
+def influence(graph: AttentionGraph, target: Target = "output", null: RankingNull = "uniform") -> Reply:
+    """Rank the blocks by their influence on a target, in excess of what a null would give.
 
-    Example: attngraph influence runs/run=01J9Z --target output
+    Example: attngraph influence runs/run=01J9Z --target output --null targets
     """
-    found = ag.influence(graph_of(run, weight, residual, heads, sink), target)
-    document = {
-        **document_of(run, found),
-        "blocks": found.to_polars().to_dicts(),
-    }
-    show(document, _table, json)
+    found = ag.influence(graph, target, null=null)
+    document = {**document_of(found), "null": found.against.name, "blocks": found.to_polars().to_dicts()}
+    return Reply(document, found.to_polars(), _table)
 
 
 def _table(document: Mapping[str, Any]) -> Table:
-    table = Table(title=f"influence on {document['target']}", caption=policy_line(document))
+    title = f"influence on {document['target']}, null: {document['null']}"
+    table = Table(title=title, caption=policy_line(document))
     for name in ("rank", "block", "influence", "null", "excess"):
         table.add_column(name, justify="right")
     table.add_column("spans", overflow="fold")

@@ -58,6 +58,11 @@ WeightPolicy = Annotated[str, typer.Option("--weight", help="Edge weights: contr
 ResidualPolicy = Annotated[str, typer.Option("--residual", help="Residual shares: measured, half or a number.")]
 HeadsPolicy = Annotated[str, typer.Option("--heads", help="Parallel heads: sum, or max (the strongest alone).")]
 SinkPolicy = Annotated[str, typer.Option("--sink", help="Edges from block 0: keep or exclude.")]
+HeadNull = Literal["uniform", "edges", "heads", "distance", "targets"]
+NullOption = Annotated[HeadNull | None, typer.Option("--null", help="Also ask what chance would answer.")]
+RankingNull = Annotated[
+    Literal["uniform", "edges", "distance", "targets"], typer.Option("--null", help="What influence is ranked against.")
+]
 
 
 def config_of(

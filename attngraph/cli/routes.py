@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 import attngraph as ag
-from attngraph.cli.answers import end_of, policy_line, show
-from attngraph.cli.options import (
-    HeadsPolicy,
-    Json,
-    ResidualPolicy,
-    RunFolder,
-    SinkPolicy,
-    Source,
-    Target,
-    WeightPolicy,
-    graph_of,
-)
+from attngraph.cli.answers import end_of, null_line, policy_line
+from attngraph.cli.options import NullOption, Source, Target
+from attngraph.cli.questions import Reply, question
+
+if TYPE_CHECKING:
+    from attngraph.graph import AttentionGraph
 
 
+@question
 def routes(
-    run: RunFolder,
+    graph: AttentionGraph,
     source: Source = "needle",
     target: Target = "output",
     k: Annotated[int, typer.Option("-k", help="Number of routes, best first.")] = 10,
-    weight: WeightPolicy = "contribution",
-    residual: ResidualPolicy = "measured",
-    heads: HeadsPolicy = "sum",
-    sink: SinkPolicy = "keep",
-    json: Json = False,
-) -> None:
+    null: NullOption = None,
+) -> Reply:
     """Show the strongest routes from a source to a target: layer, head and blocks of every hop.
 
     Example: attngraph routes runs/run=01J9Z --source needle --target output -k 5
     """
-    graph = graph_of(run, weight, residual, heads, sink)
     # The analyses live one floor up: this room reaches them through the lazy door `ag`.
-    document = {"run": str(run), **ag.routes(graph, source, target, k).to_dict()}
-    show(document, routes_table, json)
+    found = ag.routes(graph, source, target, k, null=null)
+    return Reply(found.to_dict(), found.to_polars(), routes_table)
 
 
 def routes_table(document: Mapping[str, Any]) -> Table:
     """The document of `Routes.to_dict` as a table, one route per line, hops in the model's direction."""
-    table = Table(title=f"{document['source']} → {document['target']}", caption=policy_line(document))
+    table = Table(
+        title=f"{document['source']} → {document['target']}", caption=f"{policy_line(document)}{null_line(document)}"
+    )
     table.add_column("route", justify="right")
     table.add_column("weight", justify="right")
     table.add_column("hops", justify="right")

@@ -242,15 +242,22 @@ class AttentionGraph:
         kept = self._source.kept_mass(layer)
         return None if kept is None else kept_transition(self._source, self._policy, self.transition(layer), kept)
 
+    @property
+    def source(self) -> LayerSource:
+        """Where the layers come from."""
+        return self._source
+
+    def with_source(self, source: LayerSource) -> AttentionGraph:
+        """Another source under this graph's policy; raises as the constructor."""
+        return AttentionGraph(source, **vars(self._policy))
+
+    def with_policy(self, **changes: Any) -> AttentionGraph:
+        """The same source under this graph's policy but for `changes`; raises as the constructor."""
+        return AttentionGraph(self._source, **{**vars(self._policy), **changes})
+
     def uniform(self) -> AttentionGraph:
         """The null of this graph: the same edges and residual shares, the same weight on every edge."""
-        return AttentionGraph(
-            self._source,
-            weight="uniform",
-            residual=self._policy.residual,
-            heads=self._policy.heads,
-            sink=self._policy.sink,
-        )
+        return self.with_policy(weight="uniform")
 
     def to_scipy(self, layer: int | None = None) -> sparse.csr_array[np.float64]:
         """The transition matrix of a layer, heads summed; or of all layers together.

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from attngraph.errors import ConfigError, NoRouteError, UnknownNodeError
 from attngraph.graph import ArraySource, AttentionGraph
 from attngraph.graph.testing import BLOCK_SIZE, all_paths, layer_arrays, random_source, sources
-from attngraph_analyses import Hop, Route, routes, throughput
+from attngraph_analyses import Hop, Null, Route, routes, throughput
+from tests.analyses.paths import chain
 
 EVERYTHING = 100_000
 
@@ -255,3 +256,18 @@ def test_to_networkx_holds_every_route(source: ArraySource, k: int):
         assert sum(key != "residual" for *_, key in used) == len(route.hops)
         if route.hops:
             assert nx.has_path(nx.MultiDiGraph(used), (0, route.hops[0].key_block), end)
+
+
+def test_the_best_route_against_its_nulls():
+    graph = chain()
+    found = routes(graph, "needle", k=1, null="uniform").against
+    assert found is not None
+    assert found.value == routes(graph, "needle", k=1).routes[0].weight
+    assert found.draws.tolist() == [routes(graph.uniform(), "needle", k=1).routes[0].weight]
+    moved = routes(graph, "needle", null=Null(name="distance", draws=2)).against
+    assert moved is not None
+    best = [
+        max(routes(graph, f"block:{block}", k=1).routes[0].weight for block in pair) for pair in ((10, 11), (14, 15))
+    ]
+    assert moved.draws == pytest.approx(best)
+    assert routes(graph, "needle", null="targets").to_dict()["null"]["draws"] == 16

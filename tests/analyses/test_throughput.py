@@ -11,18 +11,9 @@ from hypothesis import strategies as st
 
 from attngraph.errors import ConfigError, NoRouteError, UnknownNodeError
 from attngraph.graph import ArraySource, AttentionGraph
-from attngraph.graph.testing import all_paths, layer_arrays, sources
+from attngraph.graph.testing import all_paths, sources
 from attngraph_analyses import Throughput, influence, throughput
-
-
-def diamond() -> AttentionGraph:
-    """Blocks 1 and 2 read block 0 in the first layer, the target reads them 1 : 3 in the second."""
-    residual, target = np.array([1.0, 0.5, 0.5, 0.5]), np.array([0.25])
-    first = layer_arrays([(0, 1, 0, 1.0), (1, 2, 0, 1.0)], residual=residual, target_residual=target)
-    second = layer_arrays([], [(0, 0, 1, 1.0), (1, 0, 2, 3.0)], residual=residual, target_residual=target)
-    return AttentionGraph(
-        ArraySource(arrays=[first, second], heads=2, tokens=8, block_size=2, targets=(7,), spans={"needle": ((0, 2),)})
-    )
+from tests.analyses.paths import diamond
 
 
 def test_a_diamond_by_hand():
@@ -43,6 +34,34 @@ def test_a_diamond_by_hand():
         (2, 3, 7, 1.0, None),
     ]
     assert (found.source, found.target, found.completeness) == ("needle", "output", None)
+
+
+def test_heads_of_a_diamond():
+    found = throughput(diamond(), "needle", heads=True)
+    np.testing.assert_allclose(found.by_head, [[0.25, 0.75], [0.25, 0.75]])
+    assert found.heads().rows() == [
+        (0, 1, pytest.approx(0.75)),
+        (1, 1, pytest.approx(0.75)),
+        (0, 0, pytest.approx(0.25)),
+        (1, 0, pytest.approx(0.25)),
+    ]
+
+
+@given(sources())
+def test_heads_are_the_sums_of_their_edges(source: ArraySource):
+    graph = AttentionGraph(source)
+    assume(all_paths(graph, "block:0", "output"))
+    found = throughput(graph, "block:0", heads=True)
+    summed = np.zeros_like(found.by_head)
+    np.add.at(summed, (found.layer, found.head), found.throughput)
+    np.testing.assert_allclose(found.by_head, summed, atol=1e-12)
+    np.testing.assert_allclose(found.by_head.sum(1) + found.stay.sum(1), 1.0, rtol=1e-12)
+    np.testing.assert_array_equal(throughput(graph, "block:0", top=1, heads=True).by_head, found.by_head)
+
+
+def test_heads_are_added_up_only_if_asked_for():
+    with pytest.raises(ConfigError, match=r"ask for throughput\(…, heads=True\)"):
+        throughput(diamond(), "needle").heads()
 
 
 def test_stays_carry_their_share():
