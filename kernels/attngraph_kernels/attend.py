@@ -115,13 +115,16 @@ def attend(
     norms = v.new_ones(q.shape[:2]) if value_norm is None else value_norm
     dense = [None] * groups if dense_log_sum_exp is None else dense_log_sum_exp.chunk(groups)
     work = _Work(grid, selector, targets, spans, beside is not None)
-    per_group = zip((q * scale).chunk(groups), k, v, norms.chunk(groups), dense, softmax.split(groups), strict=True)
+    # Written where it will be read: a model goes on with the heads of each token side by side.
+    output = v.new_empty(grid.count * grid.size, len(q), 0 if beside else v.shape[-1]).transpose(0, 1)
+    per_group = zip(
+        q.chunk(groups), k, v, norms.chunk(groups), dense, softmax.split(groups), output.chunk(groups), strict=True
+    )
     parts = [
-        _attend_group(heads, keys, values, lengths, total, rule, work)
-        for heads, keys, values, lengths, total, rule in per_group
+        _attend_group(heads * scale, keys, values, lengths, total, rule, into, work)
+        for heads, keys, values, lengths, total, rule, into in per_group
     ]
-    found = _joined(parts)
-    return found if beside is None else found._replace(output=beside.output)
+    return _joined(parts, output[:, : grid.tokens] if beside is None else beside.output)
 
 
 def _audited_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
@@ -141,7 +144,7 @@ def _block_mean(rows: Tensor, grid: BlockGrid) -> Tensor:
     return total / torch.tensor([grid.rows(block) for block in range(grid.count)], device=rows.device)
 
 
-def _joined(parts: list[Attended]) -> Attended:
+def _joined(parts: list[Attended], output: Tensor) -> Attended:
     def cat(*tensors: Tensor) -> Tensor:
         return torch.cat(tensors)
 
@@ -149,9 +152,9 @@ def _joined(parts: list[Attended]) -> Attended:
     rest = {
         name: cat(*(getattr(part, name) for part in parts))
         for name in Attended._fields
-        if name not in ("edges", "targets")
+        if name not in ("output", "edges", "targets")
     }
-    return Attended(edges=edges, targets=targets, **rest)
+    return Attended(output=output, edges=edges, targets=targets, **rest)
 
 
 class _Work(NamedTuple):
@@ -165,18 +168,28 @@ class _Work(NamedTuple):
 
 
 def _attend_group(
-    q: Tensor, k: Tensor, v: Tensor, norms: Tensor, dense: Tensor | None, softmax: Softmax, work: _Work
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    norms: Tensor,
+    dense: Tensor | None,
+    softmax: Softmax,
+    output: Tensor,
+    work: _Work,
 ) -> Attended:
-    """`attend` for the P query heads of one key/value head; q [P, T, d] scaled, k, v [T, d], dense [P, T]."""
+    """`attend` for the P query heads of one key/value head; q [P, T, d] scaled, k, v [T, d], dense [P, T].
+
+    What attention gives is written to `output` [P, blocks · size, d_v].
+    """
     grid = work.grid
     values, lengths = into_blocks(v, grid.size), into_blocks(norms.unsqueeze(-1), grid.size).squeeze(-1)
     sums = SpanSums(work.spans, grid, len(q), v.device)
     total = dense if work.observed else None
     chunks = [
-        _attend_chunk(chosen, values, lengths, grid, sums, softmax, total)
+        _attend_chunk(chosen, values, lengths, grid, sums, softmax, total, output)
         for chosen in work.selector(q, k, grid, softmax)
     ]
-    output, log_sum_exp, estimate, mass, contribution, blocks, kept_mass = (
+    log_sum_exp, estimate, mass, contribution, blocks, kept_mass = (
         torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)
     )
     if dense is not None:
@@ -193,7 +206,7 @@ def _attend_group(
         output[:, at] = rows.output
     log_sum_exp[:, at] = rows.log_sum_exp
     return Attended(
-        output=output[:, : grid.tokens],
+        output=output,
         log_sum_exp=log_sum_exp[:, : grid.tokens],
         edges=Edges(blocks, mass, contribution),
         targets=rows.edges,
@@ -213,10 +226,11 @@ def _attend_chunk(
     sums: SpanSums,
     softmax: Softmax,
     dense: Tensor | None,
+    output: Tensor,
 ) -> _Chunk:
     """Attention of a chunk's query blocks over their kept blocks; its scores are overwritten.
 
-    With the dense log-sum-exp [P, T] probabilities are those of the dense softmax, and there is no output.
+    With the dense log-sum-exp [P, T] probabilities are those of the dense softmax, and nothing is written to `output`.
     """
     heads, count, size, budget, _ = chosen.scores.shape
     index = chosen.blocks.clamp_min(0)
@@ -229,11 +243,12 @@ def _attend_chunk(
     if dense is None:
         inverse = total.reciprocal()
         found = values.flatten(1).index_select(0, index.flatten()).view(heads * count, budget * size, -1)
-        output = torch.bmm(weights.flatten(0, 1), found).view(heads, count, size, -1).mul_(inverse.unsqueeze(-1))
+        mixed = torch.bmm(weights.flatten(0, 1), found).view(heads, count * size, -1)
+        rows = slice(chosen.start * size, (chosen.start + count) * size)
+        output[:, rows] = mixed.mul_(inverse.view(heads, -1, 1))
     else:
-        rows = into_blocks(dense.unsqueeze(-1), size).squeeze(-1)[:, chosen.start : chosen.start + count]
-        inverse = (top[..., 0, 0] - rows).exp_()
-        output = weights.new_empty(heads, count, size, 0)
+        all_keys = into_blocks(dense.unsqueeze(-1), size).squeeze(-1)[:, chosen.start : chosen.start + count]
+        inverse = (top[..., 0, 0] - all_keys).exp_()
     offset = torch.arange(heads, device=values.device)[:, None, None] * grid.count
     length = lengths.flatten(0, 1).index_select(0, (index + offset).flatten()).view(heads, count, budget, size)
     if chosen.start + count == grid.count:
@@ -245,7 +260,6 @@ def _attend_chunk(
     estimate = chosen.estimate
     share = torch.full_like(log_sum_exp, torch.nan) if estimate is None else estimate.share(log_sum_exp)
     return _Chunk(
-        output.flatten(1, 2),
         log_sum_exp.flatten(1),
         share.flatten(1),
         edges.mass,
@@ -256,9 +270,8 @@ def _attend_chunk(
 
 
 class _Chunk(NamedTuple):
-    """Parts of `Attended` for the query blocks of a chunk, rows along dimension 1; no output beside a dense pass."""
+    """Parts of `Attended` for the query blocks of a chunk, rows along dimension 1."""
 
-    output: Tensor
     log_sum_exp: Tensor
     estimate: Tensor
     mass: Tensor
