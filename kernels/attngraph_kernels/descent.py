@@ -20,6 +20,7 @@ from attngraph_kernels.estimate import Dropped, Estimate
 from attngraph_kernels.pyramid import (
     ABSENT,
     Pyramid,
+    bump,
     centre_pyramid,
     mean_level,
     present,
@@ -36,13 +37,15 @@ PROCESSOR_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_
 class Index(NamedTuple):
     """What a descent goes by: the keys' `levels`, and of every query block the features `query` [P, n, r_q, d + 1] and
     the `weight` [P, n, r_q] of its representatives. Where what is dropped shall be estimated, `representative`
-    [P, n, size] says which of them stands for each query.
+    [P, n, size] says which of them stands for each query, and `lift` [P, n, r_q] by how much the log-sum-exp of a query
+    lies above that of its representative.
     """
 
     levels: Pyramid
     query: Tensor
     weight: Tensor
     representative: Tensor | None = None
+    lift: Tensor | None = None
 
 
 def coreset_index(
@@ -77,8 +80,12 @@ def coreset_index(
         second_moment_factor(centred),
     )
     shape = (len(q), grid.count, query_representatives)
-    group = reduced.group.view(len(q), grid.count, grid.size) if estimate else None
-    return Index(levels, query_features(reduced.mean).view(*shape, -1), reduced.weight.view(shape), group)
+    index = Index(levels, query_features(reduced.mean).view(*shape, -1), reduced.weight.view(shape))
+    if not estimate:
+        return index
+    # Queries differ from their mean by δ, their scores by δ·k, of variance δᵀ Cov[k] δ: the spread in this metric.
+    lift = bump(reduced.spread, k.new_tensor(float(grid.tokens)).log()).view(shape)
+    return index._replace(representative=reduced.group.view(len(q), grid.count, grid.size), lift=lift)
 
 
 def centre_index(q: Tensor, k: Tensor, grid: BlockGrid, *, start_nodes: int) -> Index:
@@ -125,7 +132,9 @@ class Descent:
         self.coarsest = coarsest.to(dtype)
         self.query, self.weight = index.query.to(dtype), index.weight
         # A cap would bend the nodes' scores too: nothing is estimated then.
-        self.representative = index.representative if softmax.softcap is None else None
+        self.representative, self.lift = index.representative, index.lift
+        if softmax.softcap is not None:
+            self.representative = self.lift = None
         self.mean_key = k.mean(dim=0)
 
     def choose(self, start: int, stop: int, budget: int, mass_threshold: float | None = None) -> Chosen:
@@ -150,10 +159,12 @@ class Descent:
         return Chosen(start, blocks, scores, unknown, self._estimate(rows, of_candidates, start, stop))
 
     def _estimate(self, rows: _Rows, of_candidates: Tensor, start: int, stop: int) -> Estimate | None:
-        if rows.dropped is None or self.representative is None:
+        if rows.dropped is None or self.representative is None or self.lift is None:
             return None
-        shift = self.queries[:, start:stop] @ self.mean_key
-        return Estimate(of_candidates, rows.dropped.of_queries(self.representative[:, start:stop], shift))
+        chunk = slice(start, stop)
+        shift = self.queries[:, chunk] @ self.mean_key
+        dropped = rows.dropped.of_queries(self.representative[:, chunk], self.lift[:, chunk], shift)
+        return Estimate(of_candidates, dropped)
 
     def _rows(self, start: int, stop: int) -> _Rows:
         least = 0 if self.grid.windowed else 1

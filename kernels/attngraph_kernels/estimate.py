@@ -5,8 +5,10 @@ score approximates the log of its keys' summed exponentials, so the dropped keys
 roughly, without another look at them:
 
 1. The log-sum-exp of the nodes that each level drops, per query representative.
-2. Added up over the levels, and given to every query of the representative. The pyramid's keys are centred; the query's
-   product with the mean key moves its sum to where its exact scores are.
+2. Added up over the levels, and given to every query of the representative, with a lift: a query differs from the mean
+   that represents it, and what it differs by spreads its scores, which can only add to their log-sum-exp
+   (`pyramid.bump`). The pyramid's keys are centred; the query's product with the mean key moves its sum to where its
+   exact scores are.
 3. Candidates that the re-score drops are known.
 
 The kept share of a query is then kept / (kept + dropped candidates + dropped nodes), and a block's is the mean over its
@@ -64,6 +66,15 @@ class Dropped:
         everything = scores.flatten(3).amax(dim=-1).float() - shares.amax(dim=-1).log()
         self.levels.append(everything + log_share)
 
-    def of_queries(self, representative: Tensor, shift: Tensor) -> Tensor:
-        """The sum for each query [P, B, size], given its representative and its product with the mean key."""
-        return torch.stack(self.levels).logsumexp(dim=0).gather(-1, representative) + shift
+    def of_queries(self, representative: Tensor, lift: Tensor, shift: Tensor) -> Tensor:
+        """The sum for each query, [P, B, size].
+
+        Parameters
+        ----------
+        representative, shift
+            [P, B, size], of each query: its representative, and its product with the mean key.
+        lift
+            [P, B, r_q], how far the queries of a representative lie above it.
+        """
+        of_representatives = torch.stack(self.levels).logsumexp(dim=0) + lift
+        return of_representatives.gather(-1, representative) + shift

@@ -96,10 +96,10 @@ def _pairs(x: Tensor) -> Tensor:
 
 def _features(nodes: Coreset) -> Tensor:
     log_count = nodes.weight.log().clamp_min_(ABSENT)
-    return torch.cat([nodes.mean, (log_count + _bump(nodes.spread, log_count)).unsqueeze(-1)], dim=-1)
+    return torch.cat([nodes.mean, (log_count + bump(nodes.spread, log_count)).unsqueeze(-1)], dim=-1)
 
 
-def _bump(spread: Tensor, log_count: Tensor) -> Tensor:
+def bump(spread: Tensor, log_count: Tensor) -> Tensor:
     """How far the log of a group's mean exponential lies above its mean score."""
     critical = log_count.clamp_min(0).mul(2).sqrt()  # in standard deviations
     deviation = spread.sqrt()
