@@ -162,7 +162,9 @@ def sensitivity(
     def ask(question: Question) -> float:
         return float(bounds(question.graph, question.target)[question.blocks].mean())
 
-    own, complete = blocks_of(graph, source), completeness(masses, target)
+    own = blocks_of(graph, source)
+    # The bound, normalised, is a walk that stays with the share β / (1 + β).
+    complete = completeness(masses.with_policy(residual=beta / (1.0 + beta)), target)
     bound = bounds(masses, target)
     return Sensitivity(
         source=source,

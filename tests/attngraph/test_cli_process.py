@@ -60,7 +60,16 @@ def test_without_torch_the_command_that_installs_it_is_told(tmp_path, name):
 def test_questions_need_no_torch(tmp_path):
     path = write_random_run(tmp_path).path
     before = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None"
-    for arguments in (("routes", path), ("influence", path), ("throughput", path), ("ls", tmp_path), ("verify", path)):
+    for arguments in (
+        ("routes", path),
+        ("influence", path),
+        ("throughput", path),
+        ("bottlenecks", path),
+        ("cuts", path),
+        ("heads", tmp_path),
+        ("ls", tmp_path),
+        ("verify", path),
+    ):
         result = run(*arguments, before=before)
         assert result.returncode == 0, result.stderr
 
