@@ -26,6 +26,7 @@ from attngraph.capture.cost import Tally, dense_cache_bytes, peak_rss_bytes
 from attngraph.capture.description import describe, prompt_tables
 from attngraph.capture.estimate import check_memory
 from attngraph.capture.fidelity import Forward, compare, dense_reference, logits_after, tokens_to_read
+from attngraph.capture.heap import kept_heap
 from attngraph.capture.progress import Passes
 from attngraph.capture.recorder import Recorder
 from attngraph.capture.shares import measured_shares
@@ -127,7 +128,7 @@ def capture(
         ):
             return logits_after(lm.model, ids, ())[0]
 
-    with RunWriter(store) as writer, Passes(layers, progress) as passes:
+    with kept_heap(), RunWriter(store) as writer, Passes(layers, progress) as passes:
         with along_dense.kept():
             reference = dense_reference(dense, n_match, answer) if n_match else None
         search: BudgetSearch | None = None
