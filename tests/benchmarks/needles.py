@@ -96,7 +96,7 @@ COLUMNS = {
     "rank_sink_kept": "sink kept",
     "head": "head",
     "seconds": "capture s",
-    "dense_seconds": "SDPA s",
+    "dense_seconds": "dense s",
 }
 """Fields of a row, and what they are called in the table."""
 
