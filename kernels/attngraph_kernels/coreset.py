@@ -24,10 +24,6 @@ SLICE_ELEMENTS = 1 << 19
 """Numbers in the points reduced at once: small enough for a processor's cache."""
 
 
-SLICE_ELEMENTS = 1 << 19
-"""Numbers in the points reduced at once: small enough for a processor's cache."""
-
-
 class Coreset(NamedTuple):
     """Weighted representatives of N sets of m points: `mean` [N, r, d]; `weight` (0 = unused) and `spread` [N, r]; and
     `group` [N, m], the representative of every point.

@@ -34,7 +34,8 @@ Pyramid = tuple[Tensor, ...]
 
 def second_moment_factor(x: Tensor) -> Tensor:
     """A factor L [d, d] with L Lᵀ = E[x xᵀ] over the rows of x [n, d], ridged so that it always exists."""
-    moment = (x.T @ x / len(x)).double()
+    # In double, a slice at a time: fp32 rounding would outweigh the ridge where the rows span less than d dimensions.
+    moment = torch.stack([part.double().T @ part.double() for part in torch.split(x, 1 << 16)]).sum(dim=0) / len(x)
     moment.diagonal().add_(1e-6 * moment.diagonal().mean().clamp_min(1e-30))
     factor: Tensor = torch.linalg.cholesky(moment)
     return factor.to(x.dtype)

@@ -18,6 +18,13 @@ def test_factor_exists_for_no_variation_at_all():
     assert torch.isfinite(second_moment_factor(torch.zeros(10, 4))).all()
 
 
+def test_factor_exists_where_the_rows_span_few_dimensions():
+    for seed in range(50):
+        draw = torch.Generator().manual_seed(seed)
+        few = 100 * torch.randn(7, 12, generator=draw)
+        assert torch.isfinite(second_moment_factor(few[torch.randint(7, (5000,), generator=draw)])).all()
+
+
 def test_levels_halve_and_keep_every_key():
     grid = BlockGrid(tokens=100, size=8)
     # Keys so close that no bump adds to the counts.
