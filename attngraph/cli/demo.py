@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -84,9 +84,8 @@ def demo_document(lm: LanguageModel, run: Run, k: int) -> dict[str, Any]:
         },
         "needle": {
             "blocks": blocks,
-            # The sink is not ranked, so the walk must not be absorbed by it either.
-            "rank": needle_rank(run.graph(sink="exclude")),
-            "rank_sink_kept": needle_rank(graph),
+            "rank": needle_rank(graph, "targets"),
+            "rank_uniform": needle_rank(graph, "uniform"),
             "strongest_edge": strongest_edge(run, blocks),
         },
         **{name: value for name, value in routes.items() if name != "block_size"},
@@ -94,11 +93,12 @@ def demo_document(lm: LanguageModel, run: Run, k: int) -> dict[str, Any]:
     }
 
 
-def needle_rank(graph: AttentionGraph) -> int | None:
-    """The needle's rank by excess influence; None where it shares its blocks with the sink or the question."""
-    found = ag.influence(graph, target="output")
+def needle_rank(graph: AttentionGraph, null: Literal["targets", "uniform"]) -> int | None:
+    """The needle's rank by excess influence; None where it shares its blocks with the sink or the question, or where
+    the null has nothing to compare with.
+    """
     try:
-        rank: int = found.rank_of("needle", before="question")
+        rank: int = ag.influence(graph, target="output", null=null).rank_of("needle", before="question")
     except GraphError:
         return None
     return rank
@@ -118,7 +118,7 @@ def _print(run: Run, document: dict[str, Any]) -> None:
     rank = (
         "not ranked"
         if needle["rank"] is None
-        else f"rank {needle['rank']} by excess influence, sink excluded (0 = first)"
+        else f"rank {needle['rank']} by excess influence over other targets (0 = first)"
     )
     table.add_row("needle", f"blocks {', '.join(map(str, needle['blocks']))}; {rank}")
     if edge := needle["strongest_edge"]:

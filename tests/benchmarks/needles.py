@@ -3,7 +3,7 @@
 Run: python tests/benchmarks/needles.py [--length 4096] [--seeds 5] [--budget 8|auto] [--n-match 2|answer] [--json]
 One row per prompt, with the default settings but for these: budget (the one found, for auto), pruned share, whether the
 next tokens are the dense model's, the answer's tokens that are still the first choice (and the dense model's own),
-divergence, the needle's rank by excess influence (with the sink excluded from the graph, and with it kept), and the
+divergence, the needle's rank by excess influence (over other targets of the run, and over uniform weights), and the
 head of the strongest edge from the needle into the target.
 """
 
@@ -46,7 +46,7 @@ def measure(
         "kl": found["kl"],
         "dense_margin": run.manifest.fidelity.dense_margin,
         "rank": found["needle"]["rank"],
-        "rank_sink_kept": found["needle"]["rank_sink_kept"],
+        "rank_uniform": found["needle"]["rank_uniform"],
         "head": f"{edge.get('layer')}.{edge.get('head')}",
         "seconds": found["seconds"]["capture"],
         "dense_seconds": found["seconds"]["dense_forward"],
@@ -70,14 +70,14 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
         for haystack in HAYSTACKS:
             group = [row for row in rows if (row["model"], row["haystack"]) == (model, haystack)]
             kept = sum(row["next_tokens_match"] and row["answer_kept"] == 7 for row in group)
-            near, near_kept = (
-                sum(row[name] is not None and row[name] <= 1 for row in group) for name in ("rank", "rank_sink_kept")
+            near, near_uniform = (
+                sum(row[name] is not None and row[name] <= 1 for row in group) for name in ("rank", "rank_uniform")
             )
             least, middle = min(row["pruned"] for row in group), median(row["pruned"] for row in group)
             yield (
                 f"  {haystack}: next tokens and whole answer kept in {kept} of {len(group)}, "
-                f"needle first or second in {near} (with the sink kept in {near_kept}), pruned at least {least:.1%}, "
-                f"at the median {middle:.1%}"
+                f"needle first or second in {near} (in {near_uniform} under the uniform null), "
+                f"pruned at least {least:.1%}, at the median {middle:.1%}"
             )
 
 
@@ -93,7 +93,7 @@ COLUMNS = {
     "dense_margin": "dense margin",
     "kl": "KL",
     "rank": "needle rank",
-    "rank_sink_kept": "sink kept",
+    "rank_uniform": "uniform null",
     "head": "head",
     "seconds": "capture s",
     "dense_seconds": "dense s",
