@@ -23,6 +23,11 @@ def routes(
     source: Source = "needle",
     target: Target = "output",
     k: Annotated[int, typer.Option("-k", help="Number of routes, best first.")] = 10,
+    kind: Annotated[str, typer.Option(help="best: by product; widest: by the smallest step.")] = "best",
+    distinct: Annotated[str, typer.Option(help="Routes differ in their edges or in their nodes.")] = "edges",
+    reuse: Annotated[
+        float, typer.Option(help="Worth of what an earlier route used: 1 all of it, 0 nothing (disjoint routes).")
+    ] = 1.0,
     null: NullOption = None,
 ) -> Reply:
     """Show the strongest routes from a source to a target: layer, head and blocks of every hop.
@@ -30,7 +35,7 @@ def routes(
     Example: attngraph routes runs/run=01J9Z --source needle --target output -k 5
     """
     # The analyses live one floor up: this room reaches them through the lazy door `ag`.
-    found = ag.routes(graph, source, target, k, null=null)
+    found = ag.routes(graph, source, target, k, kind=kind, distinct=distinct, reuse=reuse, null=null)
     return Reply(found.to_dict(), found.to_polars(), routes_table)
 
 

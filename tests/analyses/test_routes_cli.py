@@ -49,6 +49,16 @@ def test_policies_reach_the_graph(run: Run):
     assert document["routes"] == ag.routes(graph, "needle").to_dict()["routes"]
 
 
+def test_other_kinds_of_routes(run: Run):
+    document = json.loads(output(run.path, "--kind", "widest", "--distinct", "nodes", "--reuse", "0.5", "--json"))
+    found = ag.routes(run.graph(), "needle", kind="widest", distinct="nodes", reuse=0.5)
+    assert document["routes"] == found.to_dict()["routes"]
+    assert document["routes"] != ag.routes(run.graph(), "needle").to_dict()["routes"]
+    for flag, value in (("--kind", "longest"), ("--distinct", "heads"), ("--reuse", "2")):
+        with pytest.raises(ConfigError, match=value):
+            output(run.path, flag, value)
+
+
 def test_the_table_shows_every_route(run: Run):
     text = output(run.path, "-k", "3")
     found = ag.routes(run.graph(), "needle", k=3)
