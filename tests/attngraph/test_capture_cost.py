@@ -16,6 +16,7 @@ sys.stdout.write(subprocess.run([sys.executable, "-c", {CHILD!r}], stdout=subpro
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_that_of_the_process_alone():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -57,6 +57,7 @@ def test_without_torch_the_command_that_installs_it_is_told(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_questions_need_no_torch(tmp_path):
     path = write_random_run(tmp_path).path
     before = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None"
