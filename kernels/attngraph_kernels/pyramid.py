@@ -34,9 +34,10 @@ Pyramid = tuple[Tensor, ...]
 
 def second_moment_factor(x: Tensor) -> Tensor:
     """A factor L [d, d] with L Lᵀ = E[x xᵀ] over the rows of x [n, d], ridged so that it always exists."""
-    # In double, a slice at a time: fp32 rounding would outweigh the ridge where the rows span less than d dimensions.
-    moment = torch.stack([part.double().T @ part.double() for part in torch.split(x, 1 << 16)]).sum(dim=0) / len(x)
-    moment.diagonal().add_(1e-6 * moment.diagonal().mean().clamp_min(1e-30))
+    # Short fp32 products, added up in double: the rounding of a long one would outweigh the ridge.
+    rows = into_blocks(x, 64)
+    moment = torch.bmm(rows.transpose(1, 2), rows).sum(dim=0, dtype=torch.float64) / len(x)
+    moment.diagonal().add_(1e-5 * moment.trace().clamp_min(1e-30))
     factor: Tensor = torch.linalg.cholesky(moment)
     return factor.to(x.dtype)
 
