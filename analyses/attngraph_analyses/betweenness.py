@@ -27,6 +27,7 @@ from attngraph.errors import ConfigError
 from attngraph.graph import AttentionGraph, Policy, target_state
 from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nodes import node_table
 
 Paths = Literal["counted", "weighted"]
 
@@ -63,15 +64,7 @@ class Betweenness(ArrowTable):
 
     def to_polars(self) -> pl.DataFrame:
         """One row per level and node above 0: level, block, target (null for blocks), betweenness."""
-        level, node = np.nonzero(self.node)
-        return pl.DataFrame(
-            {
-                "level": level,
-                "block": self.node_block[node],
-                "target": pl.Series(self.node_target, dtype=pl.Int64).gather(node),
-                "betweenness": self.node[level, node],
-            }
-        )
+        return node_table("betweenness", self.node, self.node_block, self.node_target)
 
 
 def betweenness(graph: AttentionGraph, target: str = "output", *, paths: Paths = "weighted") -> Betweenness:

@@ -16,6 +16,7 @@ from attngraph.errors import ConfigError
 from attngraph.graph import AttentionGraph, Policy, backward, forward, source_state, target_state
 from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nodes import node_table
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,15 +48,7 @@ class InfluenceProfile(ArrowTable):
 
     def to_polars(self) -> pl.DataFrame:
         """One row per level and node above 0: level, block, target (null for blocks), share."""
-        level, node = np.nonzero(self.share)
-        return pl.DataFrame(
-            {
-                "level": level,
-                "block": self.node_block[node],
-                "target": pl.Series(self.node_target, dtype=pl.Int64).gather(node),
-                "share": self.share[level, node],
-            }
-        )
+        return node_table("share", self.share, self.node_block, self.node_target)
 
 
 def influence_profile(

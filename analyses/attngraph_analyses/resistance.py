@@ -29,6 +29,7 @@ from attngraph.graph import AttentionGraph, Policy, blocks_of, completeness, no_
 from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nodes import node_table
 from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
 
 
@@ -75,15 +76,7 @@ class CurrentFlow(ArrowTable):
 
     def to_polars(self) -> pl.DataFrame:
         """One row per level and node that any current passes, by level: level, block, target, current."""
-        level, node = np.nonzero(self.node)
-        return pl.DataFrame(
-            {
-                "level": level,
-                "block": self.node_block[node],
-                "target": pl.Series(self.node_target, dtype=pl.Int64).gather(node),
-                "current": self.node[level, node],
-            }
-        )
+        return node_table("current", self.node, self.node_block, self.node_target)
 
 
 def current_flow(

@@ -32,6 +32,7 @@ from attngraph.graph import (
 from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nodes import node_table
 from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
 
 ROUNDING = 1e-9
@@ -117,17 +118,9 @@ class Throughput(ArrowTable):
         `target` is null for blocks. `stay` is the share that stays in place from this level up to the next,
         null at the last level.
         """
-        level, node = np.nonzero(self.node)
+        table = node_table("throughput", self.node, self.node_block, self.node_target)
         stay = np.vstack([self.stay, np.full((1, self.node.shape[1]), np.nan)])
-        return pl.DataFrame(
-            {
-                "level": level,
-                "block": self.node_block[node],
-                "target": pl.Series(self.node_target, dtype=pl.Int64).gather(node),
-                "throughput": self.node[level, node],
-                "stay": pl.Series(stay[level, node]).fill_nan(None),
-            }
-        )
+        return table.with_columns(stay=pl.Series(stay[np.nonzero(self.node)]).fill_nan(None))
 
     def heads(self) -> pl.DataFrame:
         """One row per head that carries anything, best first: layer, head, throughput.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from attngraph.capture.completion import States, agreement, predicting
 from attngraph.capture.cost import Tally, dense_cache_bytes, peak_rss_bytes
 from attngraph.capture.description import describe, prompt_tables
 from attngraph.capture.estimate import check_memory
-from attngraph.capture.fidelity import Forward, compare, dense_reference, logits_after, tokens_to_read
+from attngraph.capture.fidelity import Forward, Reference, compare, dense_reference, logits_after, tokens_to_read
 from attngraph.capture.heap import kept_heap
 from attngraph.capture.progress import Passes
 from attngraph.capture.recorder import Recorder
@@ -36,7 +36,7 @@ from attngraph.config import StreamConfig
 from attngraph.errors import PromptError
 from attngraph.models import LanguageModel
 from attngraph.models.structure import decoder_layers, text_config
-from attngraph.store import Cost, FoundBudget, Pruned, Run, RunWriter
+from attngraph.store import BudgetProbe, Cost, FoundBudget, Run, RunWriter
 from attngraph.tasks.prompt import Prompt
 
 DENSE, CAPTURE, CHECK = "dense reference", "capture", "sparse check"
@@ -103,19 +103,24 @@ def capture(
         with passes.measured(DENSE), replaced_attention(lm.model, streamed_attention):
             return logits_after(lm.model, ids, following)
 
-    def read_pruned(budget: int, following: tuple[int, ...]) -> tuple[Tensor, Pruned]:
+    def read_pruned(budget: int, following: tuple[int, ...]) -> tuple[Tensor, Tally]:
         # Every position that predicts is a target, as it would be in a capture of its own.
         tally, at = Tally(), (*targets, *range(len(ids), len(ids) + len(following)))
         pruned = replace(settings(budget), forward="sparse", audit="none")
-        attention = SparseAttention(pruned, at, record=tally.attended)
-        label = f"try budget {budget}" if config.budget == "auto" else None
+        searching = config.budget == "auto"  # else nobody asks what this pass keeps, and it isn't weighed
+        attention = SparseAttention(pruned, at, record=tally.attended if searching else None)
+        label = f"try budget {budget}" if searching else None
         with passes.measured(CHECK, label), replaced_attention(lm.model, attention):
-            return logits_after(lm.model, ids, following), tally.pruned(heads)
+            return logits_after(lm.model, ids, following), tally
 
     sparse = cache(read_pruned)
 
     def checked(budget: int) -> Forward:
         return lambda following: sparse(budget, tuple(following))[0]
+
+    def probed(budget: int, reference: Reference, read: tuple[int, ...]) -> BudgetProbe:
+        logits, tally = sparse(budget, read)
+        return probe_of(budget, reference, logits, tally.pruned(heads))
 
     def captured(budget: int, recorder: Recorder) -> Tensor:
         spans = [(span.start, span.end) for span in prompt.spans]
@@ -134,7 +139,7 @@ def capture(
         search: BudgetSearch | None = None
         if reference is not None and config.budget == "auto":
             read = tokens_to_read(reference, answer)
-            search = BudgetSearch(lambda budget: probe_of(budget, reference, *sparse(budget, read)), most)
+            search = BudgetSearch(partial(probed, reference=reference, read=read), most)
         while True:
             budget = search.smallest() if search else most
             recorder = Recorder(writer, targets)

@@ -141,7 +141,7 @@ def _audited_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
 def _block_mean(rows: Tensor, grid: BlockGrid) -> Tensor:
     """[H, T] as the mean over each block's rows, [H, nq]."""
     total = into_blocks(rows.unsqueeze(-1), grid.size).squeeze(-1).sum(dim=-1)
-    return total / torch.tensor([grid.rows(block) for block in range(grid.count)], device=rows.device)
+    return total / grid.row_counts(0, grid.count, total)
 
 
 def _joined(parts: list[Attended], output: Tensor) -> Attended:
@@ -254,8 +254,7 @@ def _attend_chunk(
     if chosen.start + count == grid.count:
         inverse[:, -1, grid.rows(grid.count - 1) :] = 0  # rows of padding
     sums.add(chosen.start, chosen.blocks, weights, inverse, length)
-    rows_of = torch.tensor([grid.rows(block) for block in range(chosen.start, chosen.start + count)])
-    mean = inverse / rows_of.to(inverse).unsqueeze(-1)
+    mean = inverse / grid.row_counts(chosen.start, chosen.start + count, inverse).unsqueeze(-1)
     edges = _edges(chosen.blocks, (mean.unsqueeze(2) @ weights).view(length.shape), length)
     estimate = chosen.estimate
     share = torch.full_like(log_sum_exp, torch.nan) if estimate is None else estimate.share(log_sum_exp)

@@ -61,6 +61,10 @@ class BlockGrid:
         """Number of tokens in `block`."""
         return min(self.size, self.tokens - block * self.size)
 
+    def row_counts(self, start: int, stop: int, like: Tensor) -> Tensor:
+        """Number of tokens in each of the blocks `start` to `stop - 1`, in the dtype and on the device of `like`."""
+        return torch.tensor([self.rows(block) for block in range(start, stop)]).to(like)
+
     def visible(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Whether the query at each position of `queries` sees the key at each position of `keys` (broadcast, bool)."""
         seen = keys <= queries

@@ -185,9 +185,7 @@ def row_mass(scores: Tensor, grid: BlockGrid, start: int, softmax: Softmax = PLA
 def block_mass(of_rows: Tensor, grid: BlockGrid, start: int) -> Tensor:
     """The mean of `row_mass` over each query block's rows, [P, B, C]."""
     # Summed key by key, then row by row: every block in the same order, so that equal blocks tie exactly.
-    rows = torch.full((of_rows.shape[1],), grid.size, device=of_rows.device)
-    if start + len(rows) == grid.count:
-        rows[-1] = grid.rows(grid.count - 1)
+    rows = grid.row_counts(start, start + of_rows.shape[1], of_rows)
     return of_rows.sum(dim=2).div_(rows[:, None])
 
 

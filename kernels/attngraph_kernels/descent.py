@@ -125,7 +125,8 @@ class Descent:
         dtype = search_dtype(k.device)
         self.queries, self.keys = into_blocks(q, grid.size), into_blocks(k, grid.size)
         # A shift of all keys moves the scores of a query alike: then small numbers are to be had, and rounded less.
-        rough_keys = into_blocks(k - k.mean(dim=0), grid.size) if softmax.shift_invariant else self.keys
+        self.mean_key = k.mean(dim=0)
+        rough_keys = into_blocks(k - self.mean_key, grid.size) if softmax.shift_invariant else self.keys
         self.rough_queries, self.rough_keys = self.queries.to(dtype), rough_keys.to(dtype)
         *finer, coarsest = index.levels
         self.children = [siblings(table).to(dtype) for table in finer]
@@ -135,7 +136,6 @@ class Descent:
         self.representative, self.lift = index.representative, index.lift
         if softmax.softcap is not None:
             self.representative = self.lift = None
-        self.mean_key = k.mean(dim=0)
 
     def choose(self, start: int, stop: int, budget: int, mass_threshold: float | None = None) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
