@@ -27,6 +27,7 @@ from attngraph.capture.description import describe, prompt_tables
 from attngraph.capture.estimate import check_memory
 from attngraph.capture.fidelity import Forward, Reference, compare, dense_reference, logits_after, tokens_to_read
 from attngraph.capture.heap import kept_heap
+from attngraph.capture.outcome import outcome_of
 from attngraph.capture.progress import Passes
 from attngraph.capture.recorder import Recorder
 from attngraph.capture.shares import measured_shares
@@ -144,7 +145,7 @@ def capture(
             budget = search.smallest() if search else most
             recorder = Recorder(writer, targets)
             logits = captured(budget, recorder)
-            fidelity = None
+            fidelity, outcome = None, None
             if reference is not None:
                 if config.forward == "dense":
                     # Fidelity is the pruned model's, and that has not been run on the prompt alone yet.
@@ -152,6 +153,9 @@ def capture(
                         logits = read_pruned(budget, ())[0][0]
                 along = agreement(along_dense, along_sparse, lm.vocabulary_size)
                 fidelity = compare(reference, logits, checked(budget), answer, along)
+                observed_dense = config.forward == "dense"
+                observed = reference.target if observed_dense else logits
+                outcome = outcome_of(lm, prompt, answer, fidelity, observed, dense=observed_dense)
             if search is None or search.confirm(budget, fidelity, recorder.tally.pruned(heads)):
                 break
             writer.restart()
@@ -159,7 +163,7 @@ def capture(
             writer.append(table, columns)
         cost = _cost(lm, recorder, passes, len(ids))
         found = None if search is None else FoundBudget(blocks=budget, curve=search.curve)
-        return writer.commit(describe(lm, prompt, config, recorder, cost, fidelity, found))
+        return writer.commit(describe(lm, prompt, config, recorder, cost, fidelity, outcome, found))
 
 
 def _tokens_to_match(config: StreamConfig, answer: Sequence[int]) -> int:

@@ -16,7 +16,17 @@ from attngraph.capture.recorder import Recorder
 from attngraph.config import StreamConfig
 from attngraph.models import LanguageModel
 from attngraph.models.structure import text_config
-from attngraph.store import SCHEMA_VERSION, Cost, Fidelity, FoundBudget, Manifest, ModelInfo, PromptInfo, SpanInfo
+from attngraph.store import (
+    SCHEMA_VERSION,
+    Cost,
+    Fidelity,
+    FoundBudget,
+    Manifest,
+    ModelInfo,
+    Outcome,
+    PromptInfo,
+    SpanInfo,
+)
 from attngraph.tasks.prompt import Prompt
 from attngraph.version import __version__
 
@@ -31,6 +41,7 @@ def describe(
     recorder: Recorder,
     cost: Cost,
     fidelity: Fidelity | None,
+    outcome: Outcome | None,
     found_budget: FoundBudget | None,
 ) -> Manifest:
     """The manifest of a run, but for what the writer fills in."""
@@ -51,6 +62,7 @@ def describe(
         config=config,
         cost=cost,
         fidelity=fidelity,
+        outcome=outcome,
         found_budget=found_budget,
         environment=environment(),
     )

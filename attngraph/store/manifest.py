@@ -90,6 +90,23 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
     completion_kl: float | None = None
 
 
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the model solved the prompt's task.
+
+    `dense_answer` and `sparse_answer` are the first choices along the expected answer (teacher-forced), as text; their
+    scores, from 0 to 1, are the task's own. `success` (score 1) and `margin` (log-probability of the answer's first
+    token minus that of the best other one, in nats) are those of the forward pass that the graph shows.
+    """
+
+    expected: str
+    dense_answer: str
+    sparse_answer: str
+    dense_score: float
+    sparse_score: float
+    success: bool
+    margin: float
+
+
 class BudgetProbe(msgspec.Struct, frozen=True, kw_only=True):
     """What the pruned model says with one budget: `match` where the next tokens are all the dense model's.
 
@@ -171,6 +188,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: PromptInfo
     config: StreamConfig
     fidelity: Fidelity | None = None
+    outcome: Outcome | None = None
     found_budget: FoundBudget | None = None
     cost: Cost
     environment: dict[str, str] = {}
