@@ -8,8 +8,9 @@ masses of a sample of query blocks (40 anywhere, and the last 8) say what it fou
 - far: mass of the kept blocks that are not forced (sink, own, previous); mean, 5th percentile and worst over all heads;
 - needle: mass on the needle's blocks in the last 8 query blocks, over all heads together.
 
-No row is exact by decree here (`exact_tail=0`). With --answers the pruned model reads each prompt too, with the tail of
-a capture: how many of the answer's tokens are still its first choice, teacher-forced, and the divergence at the target.
+No row is exact by decree (`exact_tail=0`), but for the line `stream, in a capture`. With --answers the pruned model
+reads each prompt too, with the tail of a capture: how many of the answer's tokens are still its first choice,
+teacher-forced, and the divergence at the target.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from attngraph_kernels import BlockGrid, Softmax, dense_attention, select
 
 SELECTORS = ("stream", "flat", "representative")
 SETTINGS = ("32x4", "32x6", "16x6", "16x8", "16x12", "8x8", "8x16")
+CAPTURED = "stream, in a capture"
 ANYWHERE, LAST = 40, 8
 
 
@@ -93,8 +95,9 @@ class Recall:
             needle[self.needle[0] // grid.size : (self.needle[1] - 1) // grid.size + 1] = True
             best = mass.masked_fill(forced, 2.0).topk(config.budget_for(grid.tokens), dim=-1).indices
             self.sums[name(config), "exact"].append(found(best, mass, forced, needle))
-            for selector in SELECTORS:
-                chosen = selector_for(replace(config, selector=selector, exact_tail=0), grid, ())
+            searches = {selector: replace(config, selector=selector, exact_tail=0) for selector in SELECTORS}
+            for selector, search in {CAPTURED: config, **searches}.items():
+                chosen = selector_for(search, grid, ())
                 blocks = select(q, k, grid, chosen, scale=scale, softmax=softmax).blocks[:, rows]
                 self.sums[name(config), selector].append(found(blocks, mass, forced, needle))
         grid = BlockGrid(q.shape[1], 16, window)

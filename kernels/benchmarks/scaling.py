@@ -3,13 +3,15 @@
 Run: python kernels/benchmarks/scaling.py [--lengths 16384 32768 …] [--repeats 3] [--json]
 Prints, per length, the median seconds of the `stream` search with attention, its peak memory beyond the inputs (in a
 process of its own), and, up to 32k tokens, the seconds of PyTorch's `scaled_dot_product_attention`; and the growth from
-each length to the next. For a doubling of the length, O(T) grows 2.0 times, O(T²) 4.0 times.
+each length to the next. For a doubling of the length, O(T) grows 2.0 times, O(T²) 4.0 times. As in a capture, freed
+memory stays with the process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from attngraph.capture.heap import kept_heap
 from attngraph_kernels import BlockGrid, Stream, attend
 
 HEADS, GROUPS, WIDTH = 9, 3, 64
@@ -66,6 +69,7 @@ def dense(tokens: int) -> Callable[[], object]:
 
 
 @torch.inference_mode()
+@kept_heap()
 def peak_bytes(tokens: int) -> int | None:
     """Memory that one layer takes at its peak beyond the inputs (Linux); to be called in a fresh process."""
     work = sparse(tokens)
@@ -83,6 +87,7 @@ def _status(name: str) -> int:
 
 
 @torch.inference_mode()
+@kept_heap()
 def measure(tokens: int, repeats: int) -> dict[str, float | None]:
     """Median seconds of one layer, sparse and dense, and the peak memory of the sparse one."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
@@ -121,6 +126,10 @@ def main() -> None:
     print("| tokens | stream s | growth | peak MB | growth | SDPA s | growth |\n|---|---|---|---|---|---|---|")
     for before, row in pairwise([None, *rows]):
         print(f"| {' | '.join(cells(row, before))} |")
+    doublings = math.log2(rows[-1]["tokens"] / rows[0]["tokens"])
+    if doublings > 0:
+        growth = (rows[-1]["stream"] / rows[0]["stream"]) ** (1 / doublings)
+        print(f"\nstream, per doubling from {rows[0]['tokens']:,} to {rows[-1]['tokens']:,} tokens: {growth:.2f} times")
 
 
 if __name__ == "__main__":

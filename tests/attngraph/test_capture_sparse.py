@@ -203,6 +203,22 @@ def test_the_same_prompt_gives_the_same_files(kind: str, tmp_path) -> None:
     assert runs[0].manifest.key == runs[1].manifest.key
 
 
+@pytest.mark.parametrize("kind", ["Qwen2", "Gemma3Text"])
+def test_the_mask_does_not_depend_on_the_number_of_threads(kind: str, tmp_path) -> None:
+    prompt, usual, masks = random_prompt(TOKENS), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            run = ag.capture(tiny(kind), prompt, sparse(5), store=tmp_path, progress=False)
+            tables = [run.edges().collect(), run.target_edges().collect()]
+            masks.append([table.drop("mass", "contribution") for table in tables])
+    finally:
+        torch.set_num_threads(usual)
+    assert masks[0][0].height > 0
+    for other in masks[1:]:
+        assert all(table.equals(first) for table, first in zip(other, masks[0], strict=True))
+
+
 def test_other_settings_prompts_spans_and_models_are_other_tasks(tmp_path) -> None:
     prompt = random_prompt(60)
     cases = [

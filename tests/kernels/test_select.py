@@ -61,6 +61,24 @@ def test_selection_is_deterministic(case):
     assert torch.equal(first, second)
 
 
+@pytest.fixture
+def restored_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("selector", [Stream(budget=6, start_nodes=128), Exact(budget=6)])
+def test_selection_does_not_depend_on_the_number_of_threads(selector, restored_threads):
+    """Long enough for a descent of two steps and for matrix products that several threads share."""
+    q, k, _ = random_attention(6, 2, 3999, 32, seed=7)
+    found = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        found.append(select(q, k, BlockGrid(3999, 8), selector, scale=0.3).blocks)
+    assert all(torch.equal(blocks, found[0]) for blocks in found)
+
+
 @settings(max_examples=30)
 @given(cases(), st.integers(0, 100))
 def test_earlier_blocks_do_not_change_with_exact_scores_of_later_keys(case, seed):
