@@ -16,7 +16,7 @@ that c(v) is the sum over the sources of the throughput of v.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,16 +24,17 @@ import polars as pl
 from scipy import sparse
 
 from attngraph.errors import ConfigError
-from attngraph.graph import AttentionGraph, Policy, target_state
-from attngraph.graph.arrow import ArrowTable
+from attngraph.graph import AttentionGraph, target_state
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph_analyses.nodes import node_table
+from attngraph_analyses.nulls import Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 
 Paths = Literal["counted", "weighted"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Betweenness(ArrowTable):
+class Betweenness(ComparedAnswer):
     """What `betweenness` found.
 
     Parameters
@@ -49,8 +50,8 @@ class Betweenness(ArrowTable):
         ``[blocks]``: the greatest of the block's nodes.
     node_block, node_target
         Each node's block, and the token position of those that are targets (None for blocks).
-    policy
-        How edges became probabilities.
+    against
+        How `block` stands against a null, ``[blocks]``.
     """
 
     target: str
@@ -60,14 +61,24 @@ class Betweenness(ArrowTable):
     block: FloatArray
     node_block: IntArray
     node_target: tuple[int | None, ...]
-    policy: Policy
 
     def to_polars(self) -> pl.DataFrame:
         """One row per level and node above 0: level, block, target (null for blocks), betweenness."""
         return node_table("betweenness", self.node, self.node_block, self.node_target)
 
+    def blocks(self) -> pl.DataFrame:
+        """One row per block: block, betweenness; with a null also null_betweenness, ratio and rank."""
+        frame = pl.DataFrame({"block": np.arange(len(self.block)), "betweenness": self.block})
+        return self.beside_null(frame, "betweenness")
 
-def betweenness(graph: AttentionGraph, target: str = "output", *, paths: Paths = "weighted") -> Betweenness:
+
+def betweenness(
+    graph: AttentionGraph,
+    target: str = "output",
+    *,
+    paths: Paths = "weighted",
+    null: Null | NullName | None = None,
+) -> Betweenness:
     """How many of the ways from all blocks to a target pass each node.
 
     Parameters
@@ -78,16 +89,35 @@ def betweenness(graph: AttentionGraph, target: str = "output", *, paths: Paths =
         A span, ``"block:N"``, ``"token:N"`` (a recorded target) or ``"output"``.
     paths
         Whether paths are counted or weighted.
+    null
+        Also ask for the betweenness of every block under this null.
 
     Raises
     ------
     UnknownNodeError
         If the target names nothing.
     ConfigError
-        If `paths` is unknown.
+        If `paths` is unknown, or the null changes nothing: ``"heads"``, ``"distance"`` (there is no source to move),
+        and ``"uniform"`` where paths are counted.
+    GraphError
+        If the null has nothing to compare with.
     """
     if paths not in get_args(Paths):
         raise ConfigError(f"paths={paths!r} is not one of {', '.join(get_args(Paths))}.")
+    names: tuple[NullName, ...] = ("edges", "targets") if paths == "counted" else ("uniform", "edges", "targets")
+    chosen = None if null is None else meaningful(null, f"the betweenness of {paths} paths", *names)
+    found = _betweenness(graph, target, paths)
+    found = replace(found, **about(graph, target))
+    if chosen is None:
+        return found
+
+    def ask(question: Question) -> FloatArray:
+        return _betweenness(question.graph, question.target, paths).block
+
+    return replace(found, against=compare(ask, Question(graph, None, target), chosen, value=found.block))
+
+
+def _betweenness(graph: AttentionGraph, target: str, paths: Paths) -> Betweenness:
     back = np.empty((graph.layers + 1, graph.nodes))
     back[-1] = target_state(graph, target) > 0 if paths == "counted" else target_state(graph, target)
     for layer in reversed(range(graph.layers)):
@@ -111,6 +141,7 @@ def betweenness(graph: AttentionGraph, target: str = "output", *, paths: Paths =
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
         policy=graph.policy,
+        block_size=graph.block_size,
     )
 
 

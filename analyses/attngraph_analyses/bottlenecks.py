@@ -20,11 +20,10 @@ import numpy as np
 import polars as pl
 
 from attngraph.errors import ConfigError, GraphError
-from attngraph.graph import AttentionGraph, Policy, blocks_of
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
+from attngraph.graph import AttentionGraph, blocks_of
 from attngraph.graph.source import FloatArray, IntArray
-from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Compared, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer
 from attngraph_analyses.sensitivity import sensitivity
 from attngraph_analyses.steps import walks
 from attngraph_analyses.throughput import throughput
@@ -40,7 +39,7 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Bottlenecks(ArrowTable):
+class Bottlenecks(ComparedAnswer):
     """What `bottlenecks` found.
 
     Parameters
@@ -60,16 +59,8 @@ class Bottlenecks(ArrowTable):
         The narrowest level between the ends.
     squash
         The source's sensitivity bound against distance-matched blocks; None if there are none.
-    block_size
-        Tokens per block; products over blocks only approximate products over tokens.
-    policy
-        How edges became probabilities.
     against
-        How the widths stand against a null, ``[layers + 1]``; None where none was asked for.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
+        How the widths stand against a null, ``[layers + 1]``.
     """
 
     source: str
@@ -82,11 +73,6 @@ class Bottlenecks(ArrowTable):
     hops: FloatArray
     bottleneck: Level
     squash: Compared | None
-    block_size: int
-    policy: Policy
-    against: Compared | None = None
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per level: level, width, carrier, target, carrier_share, hops (null at the last level).
@@ -103,13 +89,7 @@ class Bottlenecks(ArrowTable):
                 "hops": pl.Series([*self.hops.tolist(), None], dtype=pl.Float64),
             }
         )
-        if self.against is None:
-            return frame
-        return frame.with_columns(
-            pl.Series("null_width", self.against.mean).fill_nan(None),
-            pl.Series("ratio", self.against.ratio).fill_nan(None),
-            pl.Series("rank", self.against.rank),
-        )
+        return self.beside_null(frame, "width")
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values for JSON: source, target, policy, block_size, levels, bottleneck, squash, null."""
@@ -156,12 +136,13 @@ def bottlenecks(
     NoRouteError
         If no walk from the target ends in the source.
     ConfigError
-        If the order or the null is unknown.
+        If the order is unknown, or the null unknown or ``"heads"``, which changes no width.
     GraphError
         If the null has nothing to compare with.
     """
     if order not in get_args(Order):
         raise ConfigError(f"order={order!r} is not 1 (entropy) or 2 (participation ratio).")
+    chosen = None if null is None else meaningful(null, "the widths of levels", *ALL_BUT_HEADS)
     flow = throughput(graph, source, target, top=1)
     width = widths(flow.node, order)
     between = np.arange(1, graph.layers) if graph.layers > 1 else np.arange(graph.layers + 1)
@@ -178,12 +159,12 @@ def bottlenecks(
         hops=1.0 - flow.stay.sum(1),
         bottleneck=Level(narrowest, float(width[narrowest])),
         squash=_squash(graph, source, target),
-        block_size=graph.block_size,
-        policy=graph.policy,
+        policy=flow.policy,
+        block_size=flow.block_size,
         completeness=flow.completeness,
         completeness_source=flow.completeness_source,
     )
-    if null is None:
+    if chosen is None:
         return found
 
     question = Question(graph, blocks_of(graph, source), target)
@@ -192,7 +173,7 @@ def bottlenecks(
         other = walks(question)
         return np.full(len(width), np.nan) if other is None else widths(other.node, order)
 
-    return replace(found, against=compare(ask, question, null, value=width))
+    return replace(found, against=compare(ask, question, chosen, value=width))
 
 
 def widths(node: FloatArray, order: Order = 2) -> FloatArray:

@@ -18,22 +18,24 @@ it is computed for chosen edges, not for all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
 from attngraph.errors import ConfigError, GraphError
-from attngraph.graph import AttentionGraph, Policy
-from attngraph.graph.arrow import ArrowTable
+from attngraph.graph import AttentionGraph, blocks_of, no_route
+from attngraph.graph.paths import STAY
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
 from attngraph_analyses.resistance import conductances
-from attngraph_analyses.throughput import throughput
+from attngraph_analyses.results import ComparedAnswer, about
+from attngraph_analyses.steps import stacked, walks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Curvature(ArrowTable):
+class Curvature(ComparedAnswer):
     """What `curvature` found: one entry per edge, greatest throughput first.
 
     Parameters
@@ -48,8 +50,8 @@ class Curvature(ArrowTable):
         Each node's block, and the token position of those that are targets (None for blocks).
     minimum
         Transition probabilities up to this made no edge.
-    policy
-        How edges became probabilities.
+    against
+        How the mean curvature of these edges stands against that of as many edges under a null.
     """
 
     source: str
@@ -62,7 +64,6 @@ class Curvature(ArrowTable):
     node_block: IntArray
     node_target: tuple[int | None, ...]
     minimum: float
-    policy: Policy
 
     def to_polars(self) -> pl.DataFrame:
         """One row per edge: layer, key_block, query_block, target, throughput, curvature."""
@@ -79,7 +80,13 @@ class Curvature(ArrowTable):
 
 
 def curvature(
-    graph: AttentionGraph, source: str, target: str = "output", *, edges: int = 30, minimum: float = 0.0
+    graph: AttentionGraph,
+    source: str,
+    target: str = "output",
+    *,
+    edges: int = 30,
+    minimum: float = 0.0,
+    null: Null | NullName | None = None,
 ) -> Curvature:
     """The curvature of the edges that carry most between a source and a target.
 
@@ -93,6 +100,8 @@ def curvature(
         Number of edges (pairs of nodes), at least 1, or as many as there are.
     minimum
         Leave out transition probabilities up to this.
+    null
+        Also ask for the mean curvature of the edges that carry most under this null; NaN where none carries anything.
 
     Raises
     ------
@@ -101,17 +110,48 @@ def curvature(
     NoRouteError
         If no walk from the target ends in the source.
     ConfigError
-        If `edges` is below 1 or `minimum` negative.
+        If `edges` is below 1, `minimum` negative, or the null unknown or ``"heads"``, which changes no curvature.
+    GraphError
+        If the null has nothing to compare with.
     """
     if edges < 1:
         raise ConfigError(f"edges={edges!r} must be at least 1.")
     if not minimum >= 0.0:
         raise ConfigError(f"minimum={minimum!r} must be at least 0.")
-    flow = throughput(graph, source, target)
+    chosen = None if null is None else meaningful(null, "the curvature", *ALL_BUT_HEADS)
+    question = Question(graph, blocks_of(graph, source), target)
+    found = _curvature(question, source, edges, minimum)
+    if found is None:
+        raise no_route(graph, source, target)
+    found = replace(found, **about(graph, target))
+    if chosen is None:
+        return found
+
+    def ask(question: Question) -> float:
+        other = _curvature(question, source, edges, minimum)
+        return np.nan if other is None else _mean(other.curvature)
+
+    return replace(found, against=compare(ask, question, chosen, value=_mean(found.curvature)))
+
+
+def _mean(values: FloatArray) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else np.nan
+
+
+def _curvature(question: Question, source: str, edges: int, minimum: float) -> Curvature | None:
+    """The curvature of a question's edges; None if no walk reaches the source."""
+    passing, graph = walks(question), question.graph
+    if passing is None:
+        return None
     nodes = graph.nodes
     size = (graph.layers + 1) * nodes
-    ends = ((flow.layer + 1) * nodes + flow.query, flow.layer * nodes + flow.key_block)
-    carried = sparse.coo_array((flow.throughput, ends), shape=(size, size)).tocsr().tocoo()
+    layers = [passing.steps(layer) for layer in range(graph.layers)]
+    flow, layer = stacked(layers), np.repeat(np.arange(graph.layers), [len(steps.share) for steps in layers])
+    moving = flow.head != STAY
+    flow, layer = flow.only(moving), layer[moving]
+    ends = ((layer + 1) * nodes + flow.upper, layer * nodes + flow.lower)
+    carried = sparse.coo_array((flow.share, ends), shape=(size, size)).tocsr().tocoo()
     network = conductances(graph)
     network.data[network.data <= minimum] = 0.0
     network.eliminate_zeros()
@@ -122,7 +162,7 @@ def curvature(
     pairs = list(zip(lower.tolist(), upper.tolist(), strict=True))
     return Curvature(
         source=source,
-        target=target,
+        target=question.target,
         layer=lower // nodes,
         key_block=lower % nodes,
         query=upper % nodes,
@@ -132,6 +172,7 @@ def curvature(
         node_target=tuple(graph.node_targets()),
         minimum=minimum,
         policy=graph.policy,
+        block_size=graph.block_size,
     )
 
 

@@ -37,13 +37,12 @@ import numpy as np
 import polars as pl
 
 from attngraph.errors import ConfigError
-from attngraph.graph import AttentionGraph, Policy, blocks_of, completeness
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
+from attngraph.graph import AttentionGraph, blocks_of
 from attngraph.graph.paths import STAY
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph_analyses.flow import FIRST, Network, joined, saturated
-from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 from attngraph_analyses.steps import (
     RoutesGraph,
     Steps,
@@ -68,7 +67,7 @@ def _no_shares() -> FloatArray:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Cut(ArrowTable):
+class Cut(ComparedAnswer):
     """What `minimum_cut` found.
 
     Parameters
@@ -77,10 +76,6 @@ class Cut(ArrowTable):
         What was asked; see the module.
     node_block, node_target
         Each node's block, and the token position of those that are targets (None for blocks).
-    block_size
-        Tokens per block.
-    policy
-        How edges became probabilities.
     value
         Capacity of the cut; infinite if source and target are joined by what can't be cut, such as one residual stream.
     flow
@@ -95,11 +90,7 @@ class Cut(ArrowTable):
     level, node
         ``[cut]``: of nodes: the nodes of the cut. Of blocks: `level` is empty. Empty for edges.
     against
-        How `value` stands against a null; None where none was asked for.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
+        How `value` stands against a null.
     """
 
     source: str
@@ -110,8 +101,6 @@ class Cut(ArrowTable):
     residual: CutResidual
     node_block: IntArray
     node_target: tuple[int | None, ...]
-    block_size: int
-    policy: Policy
     value: float = np.inf
     flow: float = np.inf
     scale: float = 1.0
@@ -124,9 +113,6 @@ class Cut(ArrowTable):
     mass: FloatArray = field(default_factory=_no_shares)
     level: IntArray = field(default_factory=_no_indices)
     node: IntArray = field(default_factory=_no_indices)
-    against: Compared | None = None
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     def __len__(self) -> int:
         return len(self.layer) if self.of == "edges" else len(self.node)
@@ -212,8 +198,10 @@ def minimum_cut(
     NoRouteError
         If no route is made of steps that carry at least `threshold`.
     ConfigError
-        If a choice is unknown, the threshold out of range, or residual steps are to be cut by their mass: they have
-    none. GraphError
+        If a choice is unknown, the threshold out of range, residual steps are to be cut by their mass (they have none),
+        or the null changes no cut: ``"heads"`` never does, ``"uniform"`` doesn't where neither a threshold nor the
+        capacity asks for weights.
+    GraphError
         If the null has nothing to compare with.
     """
     for name, value, allowed in (("of", of, Of), ("capacity", capacity, Capacity), ("residual", residual, CutResidual)):
@@ -222,11 +210,13 @@ def minimum_cut(
     if (of, capacity, residual) == ("edges", "mass", "cut"):
         raise ConfigError("Residual steps have no mass: with residual='cut' use capacity='throughput' or 'unit'.")
     check_threshold(threshold)
+    weighed = threshold > 0 or capacity == "throughput"
+    names = ALL_BUT_HEADS if weighed else ALL_BUT_HEADS[1:]
+    chosen = None if null is None else meaningful(null, "the least capacity", *names)
     question = Question(graph, blocks_of(graph, source), target)
     found = routes_graph(question, threshold)
     if found is None:
         raise without_route(graph, source, target, threshold)
-    complete = completeness(graph, target)
     request = Cut(
         source=source,
         target=target,
@@ -236,20 +226,17 @@ def minimum_cut(
         residual=residual,
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
-        block_size=graph.block_size,
-        policy=graph.policy,
-        completeness=complete.share,
-        completeness_source=complete.source,
+        **about(graph, target),
     )
     cut = _cut(found, request)
-    if null is None:
+    if chosen is None:
         return cut
 
     def ask(question: Question) -> float:
         other = routes_graph(question, threshold)
         return np.nan if other is None else _cut(other, request).value
 
-    return replace(cut, against=compare(ask, question, null, value=cut.value))
+    return replace(cut, against=compare(ask, question, chosen, value=cut.value))
 
 
 def _cut(found: RoutesGraph, request: Cut) -> Cut:

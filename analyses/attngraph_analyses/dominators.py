@@ -7,20 +7,20 @@ route can be, so one sweep with a state for each block of some route decides (re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
-from attngraph.graph import AttentionGraph, Policy, blocks_of
-from attngraph.graph.arrow import ArrowTable
+from attngraph.graph import AttentionGraph, blocks_of
 from attngraph.graph.source import IntArray
-from attngraph_analyses.nulls import Question
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 from attngraph_analyses.steps import RoutesGraph, check_threshold, routes_graph, without_route
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Dominators(ArrowTable):
+class Dominators(ComparedAnswer):
     """What `dominators` found.
 
     Parameters
@@ -34,8 +34,8 @@ class Dominators(ArrowTable):
         one block or end in one, it is among them; a target token counts to its block.
     node_block, node_target
         Each node's block, and the token position of those that are targets (None for blocks).
-    policy
-        How edges became probabilities.
+    against
+        How the number of blocks stands against a null.
     """
 
     source: str
@@ -46,7 +46,6 @@ class Dominators(ArrowTable):
     block: IntArray
     node_block: IntArray
     node_target: tuple[int | None, ...]
-    policy: Policy
 
     def to_polars(self) -> pl.DataFrame:
         """One row per node: level, block, target (null for blocks)."""
@@ -56,7 +55,14 @@ class Dominators(ArrowTable):
         )
 
 
-def dominators(graph: AttentionGraph, source: str, target: str = "output", *, threshold: float = 0.0) -> Dominators:
+def dominators(
+    graph: AttentionGraph,
+    source: str,
+    target: str = "output",
+    *,
+    threshold: float = 0.0,
+    null: Null | NullName | None = None,
+) -> Dominators:
     """The nodes and the blocks that every route from a source to a target passes.
 
     Parameters
@@ -67,6 +73,8 @@ def dominators(graph: AttentionGraph, source: str, target: str = "output", *, th
         A span, ``"block:N"``, ``"token:N"`` or ``"output"``; a target token must be a recorded target.
     threshold
         Steps that carry less than this share of the walks are left out, from 0 to 1.
+    null
+        Also ask how many blocks every route passes under this null; NaN where there is no route.
 
     Raises
     ------
@@ -75,14 +83,20 @@ def dominators(graph: AttentionGraph, source: str, target: str = "output", *, th
     NoRouteError
         If no route is made of steps that carry at least `threshold`.
     ConfigError
-        If the threshold is out of range.
+        If the threshold is out of range, or the null changes nothing: ``"heads"``, and ``"uniform"`` without a
+        threshold.
+    GraphError
+        If the null has nothing to compare with.
     """
     check_threshold(threshold)
-    found = routes_graph(Question(graph, blocks_of(graph, source), target), threshold)
+    names = ALL_BUT_HEADS if threshold > 0 else ALL_BUT_HEADS[1:]
+    chosen = None if null is None else meaningful(null, "what every route passes", *names)
+    question = Question(graph, blocks_of(graph, source), target)
+    found = routes_graph(question, threshold)
     if found is None:
         raise without_route(graph, source, target, threshold)
     single = np.flatnonzero(found.live.sum(1) == 1)
-    return Dominators(
+    result = Dominators(
         source=source,
         target=target,
         threshold=threshold,
@@ -91,8 +105,16 @@ def dominators(graph: AttentionGraph, source: str, target: str = "output", *, th
         block=_passed_by_all(found),
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
-        policy=graph.policy,
+        **about(graph, target),
     )
+    if chosen is None:
+        return result
+
+    def ask(question: Question) -> float:
+        other = routes_graph(question, threshold)
+        return np.nan if other is None else len(_passed_by_all(other))
+
+    return replace(result, against=compare(ask, question, chosen, value=len(result.block)))
 
 
 def _passed_by_all(found: RoutesGraph) -> IntArray:

@@ -28,11 +28,11 @@ import numpy.typing as npt
 import polars as pl
 
 from attngraph.errors import ConfigError
-from attngraph.graph import AttentionGraph, LayerTransition, blocks_of, target_state
-from attngraph.graph.arrow import ArrowTable
+from attngraph.graph import AttentionGraph, LayerTransition, blocks_of, row_completeness, target_state
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph.store import Run
-from attngraph_analyses.nulls import Compared, Null, NullName, Question, as_null, compare
+from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.results import Answer
 
 SHIFTS = (-4, -3, -2, 2, 3, 4)
 """Where the blocks lie, relative to an induction candidate, that it is compared with."""
@@ -40,7 +40,7 @@ ZONES = ("sink", "own", "previous", "near", "far")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class HeadRoles(ArrowTable):
+class HeadRoles(Answer):
     """What `head_roles` found; scores are ``[layers, heads]``.
 
     Parameters
@@ -57,8 +57,11 @@ class HeadRoles(ArrowTable):
         Mean mass of the zones; they sum to 1, but for a head without any edge. NaN where no row has them all.
     induction, induction_null
         Mean mass on the candidates, and on blocks around them; NaN where no row has candidates.
-    block_size
-        Tokens per block.
+    policy
+        Under which the graph's masses were read.
+    completeness
+        Of the target's rows, which retrieval speaks of: the share of their dense attention that is recorded, the mean
+        over layers and heads. There is no walk here.
     """
 
     source: str
@@ -75,7 +78,6 @@ class HeadRoles(ArrowTable):
     far: FloatArray
     induction: FloatArray
     induction_null: FloatArray
-    block_size: int
 
     @property
     def retrieval_excess(self) -> FloatArray:
@@ -177,10 +179,11 @@ def head_roles(
     def ask(question: Question) -> FloatArray:
         return np.asarray(masses(question.graph, question.target)[:, :, question.blocks].sum(-1))
 
-    against = compare(ask, question, as_null(null))
+    against = compare(ask, question, null)
     zones = np.stack([_zones(graph.transition(layer), graph, reach) for layer in range(graph.layers)])
     candidates = induction_candidates(run.tokens().sort("position").collect()["token_id"].to_list(), graph, rare)
     induction = np.stack([_induction(graph.transition(layer), graph, candidates) for layer in range(graph.layers)])
+    complete = row_completeness(graph, target)
     return HeadRoles(
         source=source,
         target=target,
@@ -192,7 +195,10 @@ def head_roles(
         **{zone: zones[:, :, index] for index, zone in enumerate(ZONES)},
         induction=induction[:, :, 0],
         induction_null=induction[:, :, 1],
+        policy=graph.policy,
         block_size=graph.block_size,
+        completeness=complete.share,
+        completeness_source=complete.source,
     )
 
 

@@ -28,18 +28,25 @@ import numpy as np
 import polars as pl
 
 from attngraph.errors import GraphError, UnknownNodeError
-from attngraph.graph import AttentionGraph, Policy, backward, completeness, spans_by_block, target_state
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
+from attngraph.graph import AttentionGraph, backward, spans_by_block, target_state
 from attngraph.graph.source import FloatArray, IntArray
-from attngraph_analyses.nulls import Null, NullName, Question, as_null, compare, other_targets
+from attngraph_analyses.nulls import (
+    ALL_BUT_HEADS,
+    Null,
+    NullName,
+    Question,
+    compare,
+    meaningful,
+    other_targets,
+)
+from attngraph_analyses.results import Answer, about
 
 NEAR = 1
 """Blocks before a target that don't count for it in the null ``"targets"``: every head keeps them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Influence(ArrowTable):
+class Influence(Answer):
     """What `influence` found: one entry per block.
 
     Parameters
@@ -58,16 +65,8 @@ class Influence(ArrowTable):
         ``[blocks]``: 0 for the greatest excess; ties by block.
     spans
         ``[blocks]``: the names of the spans that overlap the block.
-    block_size
-        Tokens per block; products over blocks only approximate products over tokens.
-    policy
-        How edges became probabilities.
     against
         Which null it is.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
     """
 
     target: str
@@ -77,11 +76,7 @@ class Influence(ArrowTable):
     excess: FloatArray
     rank: IntArray
     spans: tuple[tuple[str, ...], ...]
-    block_size: int
-    policy: Policy
     against: Null
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per block: block, influence, null, excess, rank, spans."""
@@ -154,11 +149,11 @@ def influence(graph: AttentionGraph, target: str = "output", *, null: Null | Nul
     UnknownNodeError
         If the target names nothing.
     ConfigError
-        If the null is unknown.
+        If the null is unknown, or ``"heads"``.
     GraphError
         If a layer can't be read under the graph's policy, or the null has nothing to compare with.
     """
-    against = as_null(null)
+    against = meaningful(null, "influence", *ALL_BUT_HEADS)
     found = influence_of_targets(graph, (target,))[:, 0]
     expected = _expected(graph, target, found, against)
     reached = found > 0
@@ -169,7 +164,6 @@ def influence(graph: AttentionGraph, target: str = "output", *, null: Null | Nul
         excess = np.zeros(graph.blocks)
     rank = np.empty(graph.blocks, np.int64)
     rank[np.argsort(-excess, kind="stable")] = np.arange(graph.blocks)
-    complete = completeness(graph, target)
     return Influence(
         target=target,
         block=np.arange(graph.blocks),
@@ -178,11 +172,8 @@ def influence(graph: AttentionGraph, target: str = "output", *, null: Null | Nul
         excess=excess,
         rank=rank,
         spans=spans_by_block(graph),
-        block_size=graph.block_size,
-        policy=graph.policy,
         against=against,
-        completeness=complete.share,
-        completeness_source=complete.source,
+        **about(graph, target),
     )
 
 
@@ -205,8 +196,6 @@ def influence_of_targets(graph: AttentionGraph, targets: Sequence[str]) -> Float
 
 def _expected(graph: AttentionGraph, target: str, found: FloatArray, null: Null) -> FloatArray:
     """The influence f₀ of every block under a null, ``[blocks]``."""
-    if null.name == "heads":
-        raise GraphError("null='heads' exchanges the names of heads, which changes no influence. Use another null.")
     if null.name == "distance":
         return _around(found, null.draws)
     if null.name == "targets":

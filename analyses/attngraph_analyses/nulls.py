@@ -26,16 +26,16 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from attngraph.errors import ConfigError, GraphError
-from attngraph.graph import AttentionGraph, LayerArrays, LayerSource, blocks_of
-from attngraph.graph.source import FloatArray, IntArray, SpanRanges
+from attngraph.graph import AttentionGraph, blocks_of
+from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.rewiring import exchanged_keys, permuted_heads, rewired
 
 NullName = Literal["uniform", "edges", "heads", "distance", "targets"]
-ROUNDS = 16
-"""Rounds of exchanges in which ``"edges"`` mixes a layer."""
-NEAREST = 64
-"""Edges exchange keys with others at most this many places away in the order of their masses."""
+ALL_BUT_HEADS: tuple[NullName, ...] = ("uniform", "edges", "distance", "targets")
+"""The nulls of a question whose answer doesn't distinguish heads."""
 TIE = 1e-12
 """Answers that differ by less than this share of themselves count as equal: the order of sums differs."""
 
@@ -129,6 +129,23 @@ class Compared:
         draws = np.array([draw[index] for draw in self.draws])
         return replace(self, value=np.asarray(self.value[index]), draws=draws)
 
+    def columns(self, name: str, *index: IntArray) -> list[pl.Series]:
+        """Columns for a table, of all entries or of some: null_`name` (the mean), ratio (both null if undefined), rank.
+
+        Parameters
+        ----------
+        name
+            What was compared.
+        index
+            One array per axis; all entries of a single axis by default.
+        """
+        chosen: Any = index or slice(None)
+        return [
+            pl.Series(f"null_{name}", self.mean[chosen]).fill_nan(None),
+            pl.Series("ratio", self.ratio[chosen]).fill_nan(None),
+            pl.Series("rank", self.rank[chosen]),
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """A single answer as plain values: name, draws, mean, ratio (None where undefined), rank."""
         mean, ratio = float(self.mean), float(self.ratio)
@@ -188,6 +205,29 @@ def as_null(null: Null | NullName) -> Null:
     return null if isinstance(null, Null) else Null(name=null)
 
 
+def meaningful(null: Null | NullName, of: str, *names: NullName) -> Null:
+    """A null, if it is one of those that can change an answer.
+
+    Parameters
+    ----------
+    null
+        The null that was asked for.
+    of
+        What the answer is, for the error.
+    names
+        The nulls that can change it.
+
+    Raises
+    ------
+    ConfigError
+        If it is another, naming those that can.
+    """
+    chosen = as_null(null)
+    if chosen.name not in names:
+        raise ConfigError(f"null={chosen.name!r} can't change {of}. Nulls that can: {', '.join(names)}.")
+    return chosen
+
+
 def alternatives(question: Question, null: Null) -> Iterator[Question]:
     """The questions that a null puts in a question's place.
 
@@ -205,9 +245,9 @@ def alternatives(question: Question, null: Null) -> Iterator[Question]:
     elif null.name == "targets":
         yield from (question._replace(target=f"block:{block}") for block in other_targets(question, null.draws))
     else:
-        change = _exchanged_keys if null.name == "edges" else _permuted_heads
+        change = exchanged_keys if null.name == "edges" else permuted_heads
         for draw in range(null.draws):
-            yield question._replace(graph=graph.with_source(_Changed(graph.source, change, (null.seed, draw))))
+            yield question._replace(graph=rewired(graph, change, (null.seed, draw)))
 
 
 def other_targets(question: Question, draws: int) -> list[int]:
@@ -249,82 +289,3 @@ def matched_blocks(question: Question, draws: int) -> list[IntArray]:
             f"no room before block {end}. Use another null."
         )
     return places
-
-
-class _Changed:
-    """A `LayerSource` whose layers are those of another, changed at random, each from a seed of its own."""
-
-    def __init__(
-        self,
-        inner: LayerSource,
-        change: Callable[[LayerArrays, LayerSource, np.random.Generator], LayerArrays],
-        seed: tuple[int, int],
-    ) -> None:
-        self._inner = inner
-        self._change = change
-        self._seed = seed
-
-    @property
-    def layers(self) -> int:
-        return self._inner.layers
-
-    @property
-    def heads(self) -> int:
-        return self._inner.heads
-
-    @property
-    def blocks(self) -> int:
-        return self._inner.blocks
-
-    @property
-    def tokens(self) -> int:
-        return self._inner.tokens
-
-    @property
-    def block_size(self) -> int:
-        return self._inner.block_size
-
-    @property
-    def targets(self) -> tuple[int, ...]:
-        return self._inner.targets
-
-    @property
-    def spans(self) -> SpanRanges:
-        return self._inner.spans
-
-    def kept_mass(self, layer: int) -> None:
-        """Nothing: what the original dropped says nothing of a changed layer."""
-
-    def layer(self, layer: int) -> LayerArrays:
-        return self._change(self._inner.layer(layer), self._inner, np.random.default_rng((*self._seed, layer)))
-
-
-def _exchanged_keys(arrays: LayerArrays, source: LayerSource, random: np.random.Generator) -> LayerArrays:
-    """Edges of nearly the same mass exchange key blocks, wherever both keys stay at or before their new query."""
-    targets = np.asarray(source.targets, np.int64) // source.block_size
-    query = np.concatenate([arrays.query_block.astype(np.int64), targets[arrays.target.astype(np.int64)]])
-    key = np.concatenate([arrays.key_block, arrays.target_key_block]).astype(np.int64)
-    order = np.argsort(np.concatenate([arrays.mass, arrays.target_mass]), kind="stable")
-    query, exchanged = query[order], key[order]
-    for _ in range(ROUNDS):
-        distance, start = int(random.integers(1, NEAREST + 1)), int(random.integers(0, NEAREST))
-        one = np.arange(start, len(order) - distance)
-        one = one[(one - start) // distance % 2 == 0]  # stretches of `distance` edges, each paired with the next one
-        other = one + distance
-        causal = (exchanged[one] <= query[other]) & (exchanged[other] <= query[one])
-        one, other = one[causal], other[causal]
-        exchanged[one], exchanged[other] = exchanged[other], exchanged[one]
-    key[order] = exchanged
-    edges = len(arrays.key_block)
-    return replace(arrays, key_block=key[:edges], target_key_block=key[edges:])
-
-
-def _permuted_heads(arrays: LayerArrays, source: LayerSource, random: np.random.Generator) -> LayerArrays:
-    """Every row (query block or target) gives its heads' names to one another."""
-    rows = source.blocks + len(source.targets)
-    names = np.argsort(random.random((rows, source.heads)), axis=1)
-    return replace(
-        arrays,
-        head=names[arrays.query_block, arrays.head],
-        target_head=names[source.blocks + arrays.target.astype(np.int64), arrays.target_head],
-    )

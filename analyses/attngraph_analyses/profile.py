@@ -7,20 +7,21 @@ the source and 0 elsewhere at level 0, all that the model's output reads of it a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from attngraph.errors import ConfigError
-from attngraph.graph import AttentionGraph, Policy, backward, forward, source_state, target_state
-from attngraph.graph.arrow import ArrowTable
+from attngraph.graph import AttentionGraph, backward, blocks_of, forward, target_state
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph_analyses.nodes import node_table
+from attngraph_analyses.nulls import Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class InfluenceProfile(ArrowTable):
+class InfluenceProfile(ComparedAnswer):
     """What `influence_profile` found.
 
     Parameters
@@ -32,10 +33,8 @@ class InfluenceProfile(ArrowTable):
         level; of a source, the probability that the node's walk ends in it, each from 0 to 1.
     node_block, node_target
         ``[nodes]``: each node's block, and the token position of those that are targets (None for blocks).
-    block_size
-        Tokens per block; products over blocks only approximate products over tokens.
-    policy
-        How edges became probabilities.
+    against
+        How `share` stands against a null, ``[layers + 1, nodes]``.
     """
 
     target: str | None
@@ -43,16 +42,24 @@ class InfluenceProfile(ArrowTable):
     share: FloatArray
     node_block: IntArray
     node_target: tuple[int | None, ...]
-    block_size: int
-    policy: Policy
 
     def to_polars(self) -> pl.DataFrame:
-        """One row per level and node above 0: level, block, target (null for blocks), share."""
-        return node_table("share", self.share, self.node_block, self.node_target)
+        """One row per level and node above 0: level, block, target (null for blocks), share.
+
+        With a null also null_share, ratio and rank.
+        """
+        frame = node_table("share", self.share, self.node_block, self.node_target)
+        if self.against is None:
+            return frame
+        return frame.with_columns(self.against.columns("share", *np.nonzero(self.share)))
 
 
 def influence_profile(
-    graph: AttentionGraph, *, target: str | None = None, source: str | None = None
+    graph: AttentionGraph,
+    *,
+    target: str | None = None,
+    source: str | None = None,
+    null: Null | NullName | None = None,
 ) -> InfluenceProfile:
     """The walk of a target over the nodes of every level, or what every node reads of a source.
 
@@ -62,29 +69,43 @@ def influence_profile(
         Its policy is recorded in the result.
     target, source
         One of the two: a span, ``"block:N"``, ``"token:N"`` or ``"output"``; a target token must be a recorded target.
+    null
+        Also ask for every node's share under this null.
 
     Raises
     ------
     UnknownNodeError
         If the name means nothing.
     ConfigError
-        If not exactly one end is given.
+        If not exactly one end is given, or the null changes nothing: ``"heads"``, and the one that changes the other
+        end (``"distance"`` for a target, ``"targets"`` for a source).
+    GraphError
+        If the null has nothing to compare with.
     """
+    other_end: NullName
     if target is not None and source is None:
-        levels = list(backward(graph, target_state(graph, target)))[::-1]
+        question, other_end = Question(graph, None, target), "targets"
     elif source is not None and target is None:
-        levels = list(forward(graph, source_state(graph, source)))
+        question, other_end = Question(graph, blocks_of(graph, source), f"block:{graph.blocks - 1}"), "distance"
     else:
         raise ConfigError(
             f"An influence profile is that of one end, but target={target!r} and source={source!r} were given. For "
             f"what passes between two ends see throughput(graph, source, target).nodes()."
         )
-    return InfluenceProfile(
+    chosen = None if null is None else meaningful(null, "this profile", "uniform", "edges", other_end)
+    found = InfluenceProfile(
         target=target,
         source=source,
-        share=np.stack(levels),
+        share=_shares(question),
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
-        block_size=graph.block_size,
-        policy=graph.policy,
+        **about(graph, target),
     )
+    return found if chosen is None else replace(found, against=compare(_shares, question, chosen, value=found.share))
+
+
+def _shares(question: Question) -> FloatArray:
+    """The walk of a question's target, or what is read of its source where it has one, ``[layers + 1, nodes]``."""
+    if question.blocks is None:
+        return np.stack(list(backward(question.graph, target_state(question.graph, question.target)))[::-1])
+    return np.stack(list(forward(question.graph, question.starts())))

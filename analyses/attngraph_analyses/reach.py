@@ -7,18 +7,20 @@ says how many hops away a block is at least.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from attngraph.graph import AttentionGraph, Policy, forward, source_state, target_state
-from attngraph.graph.arrow import ArrowTable
+from attngraph.graph import AttentionGraph, blocks_of, forward, target_state
+from attngraph.graph.source import IntArray
+from attngraph_analyses.nulls import Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Reach(ArrowTable):
+class Reach(ComparedAnswer):
     """What `reach` found.
 
     Parameters
@@ -28,7 +30,9 @@ class Reach(ArrowTable):
     reached
         ``[layers + 1, nodes]``: whether any path leads from the source to the node.
     graph
-        The graph that was asked; `policy` is part of it.
+        The graph that was asked.
+    against
+        How the number of nodes reached stands against a null, ``[layers + 1]``; the last level is the end.
     """
 
     source: str
@@ -36,9 +40,9 @@ class Reach(ArrowTable):
     graph: AttentionGraph
 
     @property
-    def policy(self) -> Policy:
-        """How edges became probabilities."""
-        return self.graph.policy
+    def count(self) -> IntArray:
+        """``[layers + 1]``: number of nodes reached at each level."""
+        return np.asarray(self.reached.sum(1), np.int64)
 
     def at(self, target: str = "output") -> bool:
         """Whether any path leads to a target at the last level.
@@ -65,19 +69,48 @@ class Reach(ArrowTable):
             }
         )
 
+    def levels(self) -> pl.DataFrame:
+        """One row per level: level, count (nodes reached), share (of all nodes).
 
-def reach(graph: AttentionGraph, source: str) -> Reach:
+        With a null also null_count, ratio and rank.
+        """
+        share = self.count / self.reached.shape[1]
+        frame = pl.DataFrame({"level": np.arange(len(self.count)), "count": self.count, "share": share})
+        return self.beside_null(frame, "count")
+
+
+def reach(graph: AttentionGraph, source: str, *, null: Null | NullName | None = None) -> Reach:
     """The nodes that any path of positive weight leads to from a source, level by level.
 
     Parameters
     ----------
     source
         A span, ``"block:N"``, ``"token:N"`` or ``"output"``.
+    null
+        Also ask how many nodes are reached under this null.
 
     Raises
     ------
     UnknownNodeError
         If the source names nothing.
+    ConfigError
+        If the null is none that changes what is reached: ``"edges"`` and ``"distance"`` do. Weights, the names of heads
+        and targets don't matter.
+    GraphError
+        If the null has nothing to compare with.
     """
-    state = source_state(graph, source) > 0
-    return Reach(source=source, reached=np.stack(list(forward(graph, state, "or_and"))), graph=graph)
+    chosen = None if null is None else meaningful(null, "what is reached", "edges", "distance")
+    question = Question(graph, blocks_of(graph, source), f"block:{graph.blocks - 1}")
+    found = Reach(source=source, reached=_reached(question), graph=graph, **about(graph, None))
+    if chosen is None:
+        return found
+
+    def ask(question: Question) -> IntArray:
+        return np.asarray(_reached(question).sum(1), np.int64)
+
+    return replace(found, against=compare(ask, question, chosen, value=found.count))
+
+
+def _reached(question: Question) -> npt.NDArray[np.bool_]:
+    """Whether a node is reached, ``[layers + 1, nodes]``."""
+    return np.stack(list(forward(question.graph, question.starts() > 0, "or_and")))

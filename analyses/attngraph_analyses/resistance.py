@@ -25,16 +25,15 @@ from scipy.sparse import csgraph
 from scipy.sparse.linalg import cg
 
 from attngraph.errors import ConfigError, GraphError
-from attngraph.graph import AttentionGraph, Policy, blocks_of, completeness, no_route, target_state
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
+from attngraph.graph import AttentionGraph, blocks_of, no_route, target_state
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph_analyses.nodes import node_table
-from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CurrentFlow(ArrowTable):
+class CurrentFlow(ComparedAnswer):
     """What `current_flow` found.
 
     Parameters
@@ -49,16 +48,8 @@ class CurrentFlow(ArrowTable):
         Each node's block, and the token position of those that are targets (None for blocks).
     tolerance
         The relative residual that conjugate gradients stopped at.
-    block_size
-        Tokens per block.
-    policy
-        How edges became probabilities.
     against
-        How the resistance stands against a null; None where none was asked for.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
+        How the resistance stands against a null.
     """
 
     source: str
@@ -68,11 +59,6 @@ class CurrentFlow(ArrowTable):
     node_block: IntArray
     node_target: tuple[int | None, ...]
     tolerance: float
-    block_size: int
-    policy: Policy
-    against: Compared | None = None
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per level and node that any current passes, by level: level, block, target, current."""
@@ -112,12 +98,13 @@ def current_flow(
     NoRouteError
         If the two ends aren't connected.
     ConfigError
-        If the tolerance is out of range, or the null is unknown.
+        If the tolerance is out of range, or the null unknown or ``"heads"``, which changes no resistance.
     GraphError
         If the iterations don't suffice, or the null has nothing to compare with.
     """
     if not 0.0 < tolerance < 1.0:
         raise ConfigError(f"tolerance={tolerance!r} is not above 0 and below 1.")
+    chosen = None if null is None else meaningful(null, "the effective resistance", *ALL_BUT_HEADS)
 
     def solved(question: Question) -> tuple[float, FloatArray] | None:
         network = conductances(question.graph)
@@ -130,7 +117,6 @@ def current_flow(
     if found is None:
         raise no_route(graph, source, target)
     resistance, node = found
-    complete = completeness(graph, target)
     result = CurrentFlow(
         source=source,
         target=target,
@@ -139,19 +125,16 @@ def current_flow(
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
         tolerance=tolerance,
-        block_size=graph.block_size,
-        policy=graph.policy,
-        completeness=complete.share,
-        completeness_source=complete.source,
+        **about(graph, target),
     )
-    if null is None:
+    if chosen is None:
         return result
 
     def ask(question: Question) -> float:
         other = solved(question)
         return np.nan if other is None else other[0]
 
-    return replace(result, against=compare(ask, question, null, value=resistance))
+    return replace(result, against=compare(ask, question, chosen, value=resistance))
 
 
 def conductances(graph: AttentionGraph) -> sparse.csr_array[np.float64]:

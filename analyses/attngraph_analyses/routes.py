@@ -24,20 +24,17 @@ import polars as pl
 from attngraph.graph import (
     AttentionGraph,
     Paths,
-    Policy,
     best_paths,
     blocks_of,
-    completeness,
     diverse_paths,
     no_route,
     source_state,
     target_state,
 )
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.interop import RESIDUAL, NodeLabel, node_label
 from attngraph.graph.paths import STAY, Distinct, Kind
-from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 
 
 class Hop(NamedTuple):
@@ -78,7 +75,7 @@ class Route(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Routes(ArrowTable):
+class Routes(ComparedAnswer):
     """What `routes` found, best first.
 
     Parameters
@@ -91,16 +88,8 @@ class Routes(ArrowTable):
         What was asked for; see `routes`.
     layers
         Layers of the graph; a route starts at level 0 and ends at level `layers`.
-    block_size
-        Tokens per block; products over blocks only approximate products over tokens.
-    policy
-        How edges became probabilities.
     against
-        How the best route's weight stands against a null; None where none was asked for.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
+        How the best route's weight stands against a null.
     """
 
     source: str
@@ -110,11 +99,6 @@ class Routes(ArrowTable):
     distinct: Distinct
     reuse: float
     layers: int
-    block_size: int
-    policy: Policy
-    against: Compared | None = None
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per hop: route, route_weight, hop, layer, head, key_block, query_block, target, weight.
@@ -213,10 +197,12 @@ def routes(
     NoRouteError
         If there is no path of positive weight.
     ConfigError
-        If `k` is below 1, another parameter is out of range, or the null is unknown.
+        If `k` is below 1, another parameter is out of range, or the null unknown or ``"heads"``, which changes no
+        weight.
     GraphError
         If the null has nothing to compare with.
     """
+    chosen = None if null is None else meaningful(null, "the best route's weight", *ALL_BUT_HEADS)
     ends = source_state(graph, source), target_state(graph, target)
     if reuse == 1:
         paths = best_paths(graph, *ends, k, kind=kind, distinct=distinct)
@@ -224,7 +210,6 @@ def routes(
         paths = diverse_paths(graph, *ends, k, reuse=reuse, kind=kind, distinct=distinct)
     if not len(paths.weight):
         raise no_route(graph, source, target)
-    complete = completeness(graph, target)
     question = Question(graph, blocks_of(graph, source), target)
     return Routes(
         source=source,
@@ -234,11 +219,8 @@ def routes(
         distinct=distinct,
         reuse=reuse,
         layers=graph.layers,
-        block_size=graph.block_size,
-        policy=graph.policy,
-        against=None if null is None else compare(_best_weight, question, null, value=paths.weight[0]),
-        completeness=complete.share,
-        completeness_source=complete.source,
+        against=None if chosen is None else compare(_best_weight, question, chosen, value=paths.weight[0]),
+        **about(graph, target),
     )
 
 

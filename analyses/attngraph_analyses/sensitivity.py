@@ -28,15 +28,14 @@ import numpy as np
 import polars as pl
 
 from attngraph.errors import ConfigError
-from attngraph.graph import AttentionGraph, Policy, blocks_of, completeness, spans_by_block, target_state
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
+from attngraph.graph import AttentionGraph, blocks_of, spans_by_block, target_state
 from attngraph.graph.source import FloatArray, IntArray
-from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Compared, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import Answer, about
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sensitivity(ArrowTable):
+class Sensitivity(Answer):
     """What `sensitivity` found: one entry per block.
 
     Parameters
@@ -59,14 +58,8 @@ class Sensitivity(ArrowTable):
         ``[blocks]``: the names of the spans that overlap the block.
     against
         How `source_bound` stands against a null.
-    block_size
-        Tokens per block.
     policy
         How edges became attention, but for `residual`, which the theorem replaces by β.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
     """
 
     source: str
@@ -79,10 +72,6 @@ class Sensitivity(ArrowTable):
     source_bound: float
     spans: tuple[tuple[str, ...], ...]
     against: Compared
-    block_size: int
-    policy: Policy
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     @property
     def ratio(self) -> FloatArray:
@@ -146,12 +135,13 @@ def sensitivity(
     UnknownNodeError
         If a name means nothing.
     ConfigError
-        If β isn't above 0, or the null is unknown.
+        If β isn't above 0, or the null unknown or ``"heads"``, which changes no bound.
     GraphError
         If the null has nothing to compare with.
     """
     if not 0.0 < beta < np.inf:
         raise ConfigError(f"beta={beta!r} is not a finite number above 0.")
+    chosen = meaningful(null, "the bound", *ALL_BUT_HEADS)
     weight = "uniform" if graph.policy.weight == "uniform" else "mass"
     masses = graph.with_policy(weight=weight, residual=0.0)
 
@@ -164,7 +154,7 @@ def sensitivity(
 
     own = blocks_of(graph, source)
     # The bound, normalised, is a walk that stays with the share β / (1 + β).
-    complete = completeness(masses.with_policy(residual=beta / (1.0 + beta)), target)
+    known = about(masses.with_policy(residual=beta / (1.0 + beta)), target)
     bound = bounds(masses, target)
     return Sensitivity(
         source=source,
@@ -176,11 +166,8 @@ def sensitivity(
         log_scale=graph.layers * float(np.log1p(1.0 / beta)),
         source_bound=float(bound[own].mean()),
         spans=spans_by_block(graph),
-        against=compare(ask, Question(masses, own, target), null),
-        block_size=graph.block_size,
-        policy=masses.policy,
-        completeness=complete.share,
-        completeness_source=complete.source,
+        against=compare(ask, Question(masses, own, target), chosen),
+        **(known | {"policy": masses.policy}),
     )
 
 

@@ -13,19 +13,20 @@ and F[L, n] sums over all placements. The same from the other end tells at which
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from attngraph.errors import ConfigError, UnknownNodeError
-from attngraph.graph import AttentionGraph, LayerTransition, Policy, blocks_of, target_state
-from attngraph.graph.arrow import ArrowTable
+from attngraph.graph import AttentionGraph, LayerTransition, blocks_of, target_state
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SequenceWeight(ArrowTable):
+class SequenceWeight(ComparedAnswer):
     """What `sequence_weight` found.
 
     Parameters
@@ -42,10 +43,8 @@ class SequenceWeight(ArrowTable):
     share
         ``[hops, layers]``: the share of `total` in which a hop happens at a layer; rows sum to 1, or are 0 if
         `total` is.
-    block_size
-        Tokens per block; products over blocks only approximate products over tokens.
-    policy
-        How edges became probabilities.
+    against
+        How `total` stands against a null.
     """
 
     stops: tuple[str, ...]
@@ -54,8 +53,6 @@ class SequenceWeight(ArrowTable):
     best: float
     best_layers: tuple[int, ...]
     share: FloatArray
-    block_size: int
-    policy: Policy
 
     def to_polars(self) -> pl.DataFrame:
         """One row per hop and layer at which it can happen: hop, from, to, head, layer, share."""
@@ -76,7 +73,11 @@ class SequenceWeight(ArrowTable):
 
 
 def sequence_weight(
-    graph: AttentionGraph, stops: Sequence[str], heads: Sequence[int | None] | None = None
+    graph: AttentionGraph,
+    stops: Sequence[str],
+    heads: Sequence[int | None] | None = None,
+    *,
+    null: Null | NullName | None = None,
 ) -> SequenceWeight:
     """The weight of a sequence of hops, summed over all layers at which they could happen.
 
@@ -87,13 +88,18 @@ def sequence_weight(
         block), the last one a block or a target. `Route.stops` gives those of a route.
     heads
         The head of each hop, None for all heads together; all together by default.
+    null
+        Also ask for the total under this null, 0 where the hops can't be made. ``"distance"`` moves the first stop,
+        ``"targets"`` the last; ``"heads"`` is for sequences that name a head.
 
     Raises
     ------
     UnknownNodeError
         If a stop names nothing, or more than one block.
     ConfigError
-        If there are fewer than two stops, or not one head per hop.
+        If there are fewer than two stops, not one head per hop, or the null is ``"heads"`` where no hop names one.
+    GraphError
+        If the null has nothing to compare with.
     """
     hops = len(stops) - 1
     if hops < 1:
@@ -101,29 +107,44 @@ def sequence_weight(
     asked = (None,) * hops if heads is None else tuple(heads)
     if len(asked) != hops:
         raise ConfigError(f"{len(asked)} heads for {hops} hops; give one head per hop, None for any.")
+    named: tuple[NullName, ...] = ("heads",) if any(head is not None for head in asked) else ()
+    chosen = None if null is None else meaningful(null, "hops by any head", *ALL_BUT_HEADS, *named)
     nodes = np.array([*(_only_block(graph, stop) for stop in stops[:-1]), _only_end(graph, stops[-1])])
-    stay = np.empty((graph.layers, hops + 1))
-    move = np.empty((graph.layers, hops))
-    for layer in range(graph.layers):
-        transition = graph.transition(layer)
-        stay[layer] = transition.stay[nodes]
-        move[layer] = _moves(transition, nodes, asked)
+    stay, move = _steps(graph, nodes, asked)
     made = _made(stay, move)
     # The same recurrence from the other end: hops and layers reversed.
     left = _made(stay[::-1, ::-1], move[::-1, ::-1])[::-1, ::-1]
     total = float(made[-1, -1])
     share = (made[:-1, :-1] * move * left[1:, 1:]).T / total if total > 0 else np.zeros((hops, graph.layers))
     best, best_layers = _best_placement(stay, move)
-    return SequenceWeight(
+    found = SequenceWeight(
         stops=tuple(stops),
         heads=asked,
         total=total,
         best=best,
         best_layers=best_layers,
         share=share,
-        block_size=graph.block_size,
-        policy=graph.policy,
+        **about(graph, stops[-1]),
     )
+    if chosen is None:
+        return found
+
+    def ask(question: Question) -> float:
+        first, last = question.starts()[: graph.blocks].argmax(), _only_end(question.graph, question.target)
+        return float(_made(*_steps(question.graph, np.array([first, *nodes[1:-1], last]), asked))[-1, -1])
+
+    return replace(found, against=compare(ask, Question(graph, nodes[:1], stops[-1]), chosen, value=total))
+
+
+def _steps(graph: AttentionGraph, nodes: IntArray, heads: Sequence[int | None]) -> tuple[FloatArray, FloatArray]:
+    """The probability of staying at every stop and of every hop, ``[layers, hops + 1]`` and ``[layers, hops]``."""
+    stay = np.empty((graph.layers, len(nodes)))
+    move = np.empty((graph.layers, len(nodes) - 1))
+    for layer in range(graph.layers):
+        transition = graph.transition(layer)
+        stay[layer] = transition.stay[nodes]
+        move[layer] = _moves(transition, nodes, heads)
+    return stay, move
 
 
 def _moves(transition: LayerTransition, nodes: IntArray, heads: Sequence[int | None]) -> FloatArray:

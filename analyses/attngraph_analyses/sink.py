@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from attngraph.graph import AttentionGraph, Policy, blocks_of
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.source import FloatArray
-from attngraph_analyses.influence import influence
-from attngraph_analyses.nulls import NullName
+from attngraph.graph import AttentionGraph, blocks_of
+from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.influence import influence, influence_of_targets
+from attngraph_analyses.nulls import Compared, Null, NullName, Question, as_null, compare
+from attngraph_analyses.results import Answer
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SinkEffect(ArrowTable):
+class SinkEffect(Answer):
     """What `sink_effect` found.
 
     Parameters
@@ -38,6 +38,12 @@ class SinkEffect(ArrowTable):
     rank, rank_excluded
         Rank by excess influence of the source's best block among all blocks but block 0, with and without the sink's
         edges; 0 is first.
+    against
+        How the four shares, in this order, stand against the null.
+    completeness_excluded
+        As `completeness`, which is that of the walk with the sink's edges, of the walk without them.
+    policy
+        How edges became probabilities, but for `sink`.
     policy
         How edges became probabilities, but for `sink`.
     """
@@ -51,7 +57,8 @@ class SinkEffect(ArrowTable):
     source_share_excluded: float
     rank: int
     rank_excluded: int
-    policy: Policy
+    against: Compared
+    completeness_excluded: float | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per head: layer, head, mass (null for a head without rows)."""
@@ -59,9 +66,20 @@ class SinkEffect(ArrowTable):
         layer, head = np.divmod(np.arange(layers * heads), heads)
         return pl.DataFrame({"layer": layer, "head": head, "mass": pl.Series(self.mass.ravel()).fill_nan(None)})
 
+    def shares(self) -> pl.DataFrame:
+        """One row per share: of (sink, source), sink (keep, exclude), share, null_share, ratio, rank."""
+        frame = pl.DataFrame(
+            {
+                "of": ["sink", "sink", "source", "source"],
+                "sink": ["keep", "exclude"] * 2,
+                "share": self.against.value,
+            }
+        )
+        return frame.with_columns(self.against.columns("share"))
+
 
 def sink_effect(
-    graph: AttentionGraph, source: str, target: str = "output", *, null: NullName = "uniform"
+    graph: AttentionGraph, source: str, target: str = "output", *, null: Null | NullName = "uniform"
 ) -> SinkEffect:
     """How much attention and influence the sink takes, and what a source gains without it.
 
@@ -72,7 +90,7 @@ def sink_effect(
     source, target
         A span, ``"block:N"``, ``"token:N"`` or ``"output"``; a target token must be a recorded target.
     null
-        The null of the excess influence by which `rank` ranks.
+        The null of the excess influence by which `rank` ranks, and of the shares.
 
     Raises
     ------
@@ -81,22 +99,41 @@ def sink_effect(
     ConfigError, GraphError
         As `influence`.
     """
-    own = blocks_of(graph, source)
-    kept = influence(graph.with_policy(sink="keep"), target, null=null)
-    excluded = influence(graph.with_policy(sink="exclude"), target, null=null)
+    chosen, own = as_null(null), blocks_of(graph, source)
+    kept = influence(graph.with_policy(sink="keep"), target, null=chosen)
+    excluded = influence(graph.with_policy(sink="exclude"), target, null=chosen)
     ranks = [int((found.rank[1:] < found.rank[own].min()).sum()) for found in (kept, excluded)]
+    shares = _shares_of(kept.influence, excluded.influence, own).tolist()
     return SinkEffect(
         source=source,
         target=target,
         mass=sink_mass(graph),
-        share=float(kept.influence[0]),
-        share_excluded=float(excluded.influence[0]),
-        source_share=float(kept.influence[own].sum()),
-        source_share_excluded=float(excluded.influence[own].sum()),
+        share=shares[0],
+        share_excluded=shares[1],
+        source_share=shares[2],
+        source_share_excluded=shares[3],
         rank=ranks[0],
         rank_excluded=ranks[1],
+        against=compare(_shares, Question(graph, own, target), chosen, value=shares),
+        completeness_excluded=excluded.completeness,
         policy=graph.policy,
+        block_size=graph.block_size,
+        completeness=kept.completeness,
+        completeness_source=kept.completeness_source,
     )
+
+
+def _shares(question: Question) -> FloatArray:
+    """Influence of block 0 with the sink's edges and without, and of the source's blocks likewise, ``[4]``."""
+    found = [
+        influence_of_targets(question.graph.with_policy(sink=sink), (question.target,))[:, 0]
+        for sink in ("keep", "exclude")
+    ]
+    return _shares_of(found[0], found[1], np.flatnonzero(question.starts()[: question.graph.blocks]))
+
+
+def _shares_of(kept: FloatArray, excluded: FloatArray, source: IntArray) -> FloatArray:
+    return np.array([kept[0], excluded[0], kept[source].sum(), excluded[source].sum()])
 
 
 def sink_mass(graph: AttentionGraph) -> FloatArray:

@@ -31,8 +31,8 @@ class HeadStability:
     count
         Retrieval heads compared.
     runs
-        One row per run: run, model, tokens, best (layer and head of the best retrieval heads; null where the run lacks
-        an end or a null's alternatives).
+        One row per run: run, model, tokens, best (layer and head of the best retrieval heads), completeness and
+        completeness_source (of `HeadRoles`); these are null where the run lacks an end or a null's alternatives.
     heads
         One row per model and head: model, layer, head, runs, role (the most frequent), role_share, and the mean and
         the standard deviation over the runs of every score, with how often the head is among the best.
@@ -79,14 +79,24 @@ def head_stability(
     for run in runs:
         roles = _roles(run, source, target, reach, rare, threshold, null)
         best = None if roles is None else [list(head) for head in roles.best(count)]
-        rows.append({"run": run.id, "model": run.manifest.model.id, "tokens": run.manifest.prompt.tokens, "best": best})
+        known = {name: getattr(roles, name, None) for name in ("completeness", "completeness_source")}
+        rows.append(
+            {"run": run.id, "model": run.manifest.model.id, "tokens": run.manifest.prompt.tokens, "best": best, **known}
+        )
         if roles is not None:
             found[run.manifest.model.id].append(roles)
-    columns = ("run", pl.String()), ("model", pl.String()), ("tokens", pl.Int64()), ("best", pl.List(pl.List(pl.Int64)))
+    columns = {
+        "run": pl.String(),
+        "model": pl.String(),
+        "tokens": pl.Int64(),
+        "best": pl.List(pl.List(pl.Int64)),
+        "completeness": pl.Float64(),
+        "completeness_source": pl.String(),
+    }
     tables = [_summary(model, group, count) for model, group in found.items()]
     return HeadStability(
         count=count,
-        runs=pl.DataFrame(rows, schema=dict(columns)),
+        runs=pl.DataFrame(rows, schema=columns),
         heads=pl.concat(tables) if tables else pl.DataFrame(),
         overlap={model: overlap([set(roles.best(count)) for roles in group]) for model, group in found.items()},
     )

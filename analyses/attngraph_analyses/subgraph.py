@@ -21,17 +21,16 @@ import numpy as np
 import polars as pl
 
 from attngraph.errors import ConfigError
-from attngraph.graph import AttentionGraph, Policy, blocks_of, completeness, no_route
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
+from attngraph.graph import AttentionGraph, blocks_of, no_route
 from attngraph.graph.paths import STAY
 from attngraph.graph.source import FloatArray, IntArray
-from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
+from attngraph_analyses.results import ComparedAnswer, about
 from attngraph_analyses.steps import BoolArray, Steps, connected, head_column, stacked, walks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Subgraph(ArrowTable):
+class Subgraph(ComparedAnswer):
     """What `prune` kept.
 
     Parameters
@@ -51,16 +50,8 @@ class Subgraph(ArrowTable):
         What there was: nodes and edges that carry anything.
     node_block, node_target
         Each node's block, and the token position of those that are targets (None for blocks).
-    block_size
-        Tokens per block; products over blocks only approximate products over tokens.
-    policy
-        How edges became probabilities.
     against
-        How `carried` stands against a null; None where none was asked for.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
+        How `carried` stands against a null.
     """
 
     source: str | None
@@ -78,11 +69,6 @@ class Subgraph(ArrowTable):
     edges_before: int
     node_block: IntArray
     node_target: tuple[int | None, ...]
-    block_size: int
-    policy: Policy
-    against: Compared | None = None
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     @property
     def edges(self) -> int:
@@ -144,20 +130,20 @@ def prune(
     for name, share in (("node_share", node_share), ("edge_share", edge_share)):
         if not 0.0 < share <= 1.0:
             raise ConfigError(f"{name}={share!r} is not above 0 and at most 1.")
+    chosen = None if null is None else meaningful(null, "what a sub-graph carries", *ALL_BUT_HEADS)
     question = Question(graph, None if source is None else blocks_of(graph, source), target)
     found = _prune(question, source, node_share, edge_share)
     if found is None:
         raise no_route(graph, source or "anywhere", target)
-    complete = completeness(graph, target)
-    found = replace(found, completeness=complete.share, completeness_source=complete.source)
-    if null is None:
+    found = replace(found, **about(graph, target))
+    if chosen is None:
         return found
 
     def ask(question: Question) -> float:
         other = _prune(question, source, node_share, edge_share)
         return np.nan if other is None else other.carried
 
-    return replace(found, against=compare(ask, question, null, value=found.carried))
+    return replace(found, against=compare(ask, question, chosen, value=found.carried))
 
 
 def _prune(question: Question, source: str | None, node_share: float, edge_share: float) -> Subgraph | None:
@@ -193,8 +179,8 @@ def _prune(question: Question, source: str | None, node_share: float, edge_share
         edges_before=edges_before,
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
-        block_size=graph.block_size,
         policy=graph.policy,
+        block_size=graph.block_size,
     )
 
 

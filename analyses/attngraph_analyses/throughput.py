@@ -22,25 +22,22 @@ from attngraph.errors import ConfigError
 from attngraph.graph import (
     AttentionGraph,
     LayerTransition,
-    Policy,
     blocks_of,
-    completeness,
     forward,
     no_route,
     target_state,
 )
-from attngraph.graph.arrow import ArrowTable
-from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph_analyses.nodes import node_table
 from attngraph_analyses.nulls import Compared, Null, NullName, Question, compare
+from attngraph_analyses.results import ComparedAnswer, about
 
 ROUNDING = 1e-9
 """How much a node's share may fall below that of an edge into it, by rounding alone, relative to either."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Throughput(ArrowTable):
+class Throughput(ComparedAnswer):
     """What `throughput` found: edges best first, nodes and residual steps by level and layer.
 
     Parameters
@@ -63,16 +60,8 @@ class Throughput(ArrowTable):
         ``[layers + 1, nodes]``: share that passes each node; sums to 1 at every level.
     node_block, node_target
         ``[nodes]``: each node's block, and the token position of those that are targets (None for blocks).
-    block_size
-        Tokens per block; products over blocks only approximate products over tokens.
-    policy
-        How edges became probabilities.
     against, heads_against
         How `total` and the flow `total`·`by_head` stand against a null; None where none was asked for.
-    completeness
-        Share of the target's walk that never leaves the recorded edges, from 0 to 1; None if it isn't known.
-    completeness_source
-        ``"audited"`` or ``"estimated"``, None if it isn't known; see `attngraph.graph.audit`.
     """
 
     source: str
@@ -88,12 +77,7 @@ class Throughput(ArrowTable):
     node: FloatArray
     node_block: IntArray
     node_target: tuple[int | None, ...]
-    block_size: int
-    policy: Policy
-    against: Compared | None = None
     heads_against: Compared | None = None
-    completeness: float | None = None
-    completeness_source: CompletenessSource | None = None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per edge, best first: layer, head, key_block, query_block, target, throughput.
@@ -141,11 +125,8 @@ class Throughput(ArrowTable):
         frame = pl.DataFrame({"layer": layer, "head": head, "throughput": self.by_head[layer, head]})
         if self.heads_against is None:
             return frame
-        return frame.with_columns(
-            pl.Series("null_throughput", self.heads_against.mean[layer, head] / self.total).fill_nan(None),
-            pl.Series("ratio", self.heads_against.ratio[layer, head]).fill_nan(None),
-            pl.Series("rank", self.heads_against.rank[layer, head]),
-        )
+        flow = frame.with_columns(self.heads_against.columns("throughput", layer, head))
+        return flow.with_columns(pl.col("null_throughput") / self.total)
 
 
 def throughput(
@@ -189,8 +170,7 @@ def throughput(
     found = _throughput(question, source, top, heads or null is not None)
     if found is None:
         raise no_route(graph, source, target)
-    complete = completeness(graph, target)
-    found = replace(found, completeness=complete.share, completeness_source=complete.source)
+    found = replace(found, **about(graph, target))
     if null is None or found.by_head is None:
         return found
     compared = compare(_flow, question, null, value=np.append(found.total * found.by_head, found.total))
@@ -260,8 +240,8 @@ def _throughput(question: Question, source: str, top: int | None, heads: bool) -
         node=node,
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
-        block_size=graph.block_size,
         policy=graph.policy,
+        block_size=graph.block_size,
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 import attngraph as ag
+from attngraph.cli.answers import completeness_line
 from attngraph.cli.options import HeadNull, Json, Source, Target
 from attngraph.cli.questions import FileOption, FormatOption, Reply, check_delivery, deliver
 
@@ -49,6 +50,8 @@ def _of_run(path: Path, source: str, target: str, null: HeadNull) -> Reply:
         "target": target,
         "null": found.retrieval_against.null.name,
         "block_size": found.block_size,
+        "completeness": found.completeness,
+        "completeness_source": found.completeness_source,
         "heads": frame.to_dicts(),
     }
     return Reply(document, frame, _table)
@@ -70,7 +73,8 @@ def _of_store(path: Path, source: str, target: str, top: int, null: HeadNull) ->
 
 def _table(document: Mapping[str, Any]) -> Table:
     title = f"heads: retrieval of {document['source']} at {document['target']}, null: {document['null']}"
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+    caption = f"of the target's rows: {completeness_line(document)}"
+    table = Table(title=title, caption=caption, box=None, padding=(0, 1, 0, 0))
     table.add_column("layer.head", justify="right")
     table.add_column("role")
     for name in (*SCORES, "null"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attngraph.graph.algebra import backward, best_log_weights, forward, head_values
-from attngraph.graph.audit import Completeness, KeptTransition, completeness
+from attngraph.graph.audit import Completeness, KeptTransition, completeness, mean_completeness, row_completeness
 from attngraph.graph.diverse import diverse_paths
 from attngraph.graph.endpoints import blocks_of, no_route, source_state, spans_by_block, target_state
 from attngraph.graph.layered import AttentionGraph
@@ -32,7 +32,9 @@ __all__ = [
     "diverse_paths",
     "forward",
     "head_values",
+    "mean_completeness",
     "no_route",
+    "row_completeness",
     "source_state",
     "spans_by_block",
     "state_in",

@@ -20,7 +20,8 @@ bound.
 
 It is *audited* if every row that the walk passes has an exact κ, *estimated* if some have the search's estimate only,
 and unknown if some have neither. The definition is that of circuit-tracer's completeness (Ameisen et al. 2025) with
-lost attention in the place of error nodes.
+lost attention in the place of error nodes. A question without a target has the mean over all nodes of level L
+(`mean_completeness`), one of single rows instead of walks the mean of their κ (`row_completeness`).
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class Completeness(NamedTuple):
     lost: tuple[float, ...]
 
 
+_UNKNOWN = Completeness(None, None, ())
+
+
 def completeness(graph: AttentionGraph, target: str = "output") -> Completeness:
     """The share of a target's backward walk that never leaves the recorded edges; see the module.
 
@@ -97,22 +101,72 @@ def completeness(graph: AttentionGraph, target: str = "output") -> Completeness:
     """
     from attngraph.graph.endpoints import target_state
 
-    walk, lost = target_state(graph, target), np.zeros(graph.layers)
+    return _of_walk(graph, target_state(graph, target))
+
+
+def mean_completeness(graph: AttentionGraph) -> Completeness:
+    """The completeness of the walks from all nodes of the last level, on average, where a question has no target.
+
+    Raises
+    ------
+    GraphError
+        If a layer can't be read under the graph's policy.
+    """
+    return _of_walk(graph, np.full(graph.nodes, 1.0 / graph.nodes))
+
+
+def row_completeness(graph: AttentionGraph, target: str = "output") -> Completeness:
+    """The share of a target's own dense attention that is recorded, the mean over layers and heads of its κ.
+
+    What a question keeps of the dense attention that asks for the target's rows, and for no walk.
+
+    Raises
+    ------
+    UnknownNodeError
+        If the target names nothing.
+    GraphError
+        If a layer can't be read.
+    """
+    from attngraph.graph.endpoints import target_state
+
+    rows, lost = target_state(graph, target), np.zeros(graph.layers)
+    single = graph.with_policy(weight="mass", residual=0.0, heads="sum", sink="keep")
+    source: CompletenessSource = "audited"
+    for layer in range(graph.layers):
+        transition = single.kept_transition(layer)
+        known = None if transition is None else _known(transition, rows > 0)
+        if transition is None or known is None:
+            return _UNKNOWN
+        source = "estimated" if known == "estimated" else source
+        lost[layer] = rows[rows > 0] @ transition.lost[rows > 0] / graph.layers
+    return Completeness(max(0.0, 1.0 - float(lost.sum())), source, tuple(lost.tolist()))
+
+
+def _of_walk(graph: AttentionGraph, walk: FloatArray) -> Completeness:
+    """The completeness of a walk that starts at level L as it is told, with the sum 1."""
+    lost = np.zeros(graph.layers)
     source: CompletenessSource = "audited"
     for layer in reversed(range(graph.layers)):
         transition = graph.kept_transition(layer)
         if transition is None:
-            return Completeness(None, None, ())
+            return _UNKNOWN
         steps = (walk > 0) & (transition.stay < 1)
-        if not transition.known[steps].all():
-            return Completeness(None, None, ())
-        if not transition.audited[steps].all():
-            source = "estimated"
+        known = _known(transition, steps)
+        if known is None:
+            return _UNKNOWN
+        source = "estimated" if known == "estimated" else source
         lost[layer] = walk[steps] @ transition.lost[steps]
         used = steps[transition.query]
         flow = walk[transition.query[used]] * transition.probability[used]
         walk = walk * transition.stay + np.bincount(transition.key_block[used], flow, minlength=graph.nodes)
     return Completeness(min(1.0, float(walk.sum())), source, tuple(lost.tolist()))
+
+
+def _known(transition: KeptTransition, rows: npt.NDArray[np.bool_]) -> CompletenessSource | None:
+    """How what some rows of a layer keep is known."""
+    if not transition.known[rows].all():
+        return None
+    return "audited" if transition.audited[rows].all() else "estimated"
 
 
 def kept_transition(source: LayerSource, policy: Policy, transition: LayerTransition, kept: KeptMass) -> KeptTransition:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from attngraph.errors import ConfigError, GraphError
+from attngraph.errors import ConfigError
 from attngraph.graph import ArraySource, AttentionGraph
 from attngraph.graph.testing import layer_arrays, sources
 from attngraph_analyses import Null, influence, influence_profile
@@ -75,7 +75,7 @@ def test_a_null_of_nothing_has_a_floor():
 
 
 def test_heads_say_nothing_of_influence():
-    with pytest.raises(GraphError, match="'heads' exchanges the names of heads, which changes no influence"):
+    with pytest.raises(ConfigError, match=r"null='heads' can't change influence\. Nulls that can: uniform, edges"):
         influence(chain(), null="heads")
     with pytest.raises(ConfigError, match="null='none' is not one of"):
         influence(chain(), null="none")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,8 +14,27 @@ from hypothesis import strategies as st
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph import ArraySource, AttentionGraph, LayerTransition, blocks_of
 from attngraph.graph.testing import layer_arrays, sources
-from attngraph_analyses import Null, Question, compare, influence, minimum_cut, prune, throughput
-from attngraph_analyses.nulls import alternatives, as_null, matched_blocks
+from attngraph_analyses import (
+    Null,
+    Question,
+    betweenness,
+    bottlenecks,
+    compare,
+    current_flow,
+    curvature,
+    dominators,
+    influence,
+    influence_profile,
+    minimum_cut,
+    prune,
+    reach,
+    routes,
+    sequence_weight,
+    sink_effect,
+    throughput,
+)
+from attngraph_analyses.nulls import ALL_BUT_HEADS, NullName, alternatives, as_null, matched_blocks
+from attngraph_analyses.results import ComparedAnswer
 from tests.analyses.paths import chain, diamond
 
 
@@ -159,3 +180,129 @@ def test_bad_nulls():
         throughput(chain(), "needle", null="shuffled")
     with pytest.raises(ConfigError, match="draws=0 alternatives"):
         Null(name="edges", draws=0)
+
+
+ASKED: dict[str, tuple[Callable[..., ComparedAnswer], set[str]]] = {
+    "betweenness": (lambda null: betweenness(chain(), null=null), {"uniform", "edges", "targets"}),
+    "counted": (lambda null: betweenness(chain(), paths="counted", null=null), {"edges", "targets"}),
+    "bottlenecks": (lambda null: bottlenecks(chain(), "needle", null=null), {*ALL_BUT_HEADS}),
+    "current_flow": (lambda null: current_flow(chain(), "needle", null=null), {*ALL_BUT_HEADS}),
+    "curvature": (lambda null: curvature(chain(), "needle", edges=3, null=null), {*ALL_BUT_HEADS}),
+    "dominators": (lambda null: dominators(chain(), "needle", threshold=0.01, null=null), {*ALL_BUT_HEADS}),
+    "dominators of all steps": (
+        lambda null: dominators(chain(), "needle", null=null),
+        {"edges", "distance", "targets"},
+    ),
+    "minimum_cut": (lambda null: minimum_cut(chain(), "needle", null=null), {*ALL_BUT_HEADS}),
+    "minimum_cut of all steps": (
+        lambda null: minimum_cut(chain(blocks=8), "needle", threshold=0, null=null),
+        {"edges", "distance", "targets"},
+    ),
+    "profile of a target": (
+        lambda null: influence_profile(chain(), target="output", null=null),
+        {"uniform", "edges", "targets"},
+    ),
+    "profile of a source": (
+        lambda null: influence_profile(chain(), source="needle", null=null),
+        {"uniform", "edges", "distance"},
+    ),
+    "prune": (lambda null: prune(chain(), "needle", null=null), {*ALL_BUT_HEADS}),
+    "reach": (lambda null: reach(sparse_chain(), "needle", null=null), {"edges", "distance"}),
+    "routes": (lambda null: routes(chain(), "needle", null=null), {*ALL_BUT_HEADS}),
+    "sequence_weight": (lambda null: sequence_weight(chain(), ["block:12", "output"], null=null), {*ALL_BUT_HEADS}),
+    "sequence_weight of a head": (
+        lambda null: sequence_weight(chain(), ["block:12", "output"], [1], null=null),
+        {*ALL_BUT_HEADS, "heads"},
+    ),
+    "throughput": (lambda null: throughput(chain(), "needle", null=null), {*ALL_BUT_HEADS, "heads"}),
+}
+
+
+def sparse_chain() -> AttentionGraph:
+    """Every block reads the sink, itself and one other at random, so that little is reached in two layers."""
+    random = np.random.default_rng(0)
+    rows = [
+        (0, row, key, 1.0 + random.random()) for row in range(24) for key in {0, row, int(random.integers(row + 1))}
+    ]
+    layer = layer_arrays(rows, [(0, 0, 5, 1.0)], residual=np.full(24, 0.5), target_residual=np.array([0.5]))
+    spans = {"needle": ((24, 27),)}
+    source = ArraySource(arrays=[layer] * 2, heads=1, tokens=48, block_size=2, targets=(47,), spans=spans)
+    return AttentionGraph(source)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_answer_takes_the_nulls_that_can_change_it_and_no_others(name: str):
+    ask, possible = ASKED[name]
+    for null in get_args(NullName):
+        if null in possible:
+            found = ask(Null(name=null, draws=2)).against
+            assert found is not None
+            assert found.null.name == null
+            assert found.draws.shape[1:] == np.shape(found.value) == found.rank.shape == found.ratio.shape
+            assert (found.draws != found.value).any()
+        else:
+            others = ", ".join(other for other in get_args(NullName) if other in possible and other != "heads")
+            with pytest.raises(ConfigError, match=rf"null='{null}' can't change .*\. Nulls that can: {others}"):
+                ask(null)
+    assert ask(None).against is None
+
+
+def test_the_draws_are_the_same_question_of_the_alternatives():
+    graph, uniform = chain(), chain().uniform()
+    moved = [f"block:{blocks[0]}" for blocks in matched_blocks(Question(graph, np.array([12]), "output"), 3)]
+    distance, targets = Null(name="distance", draws=3), Null(name="targets", draws=2)
+
+    np.testing.assert_allclose(betweenness(graph, null="uniform").against.draws, [betweenness(uniform).block])
+    others = [betweenness(graph, other).block for other in ("block:22", "block:21")]
+    np.testing.assert_allclose(betweenness(graph, null=targets).against.draws, others)
+    means = [curvature(graph, block, edges=3).curvature.mean() for block in moved]
+    np.testing.assert_allclose(curvature(graph, "block:12", edges=3, null=distance).against.draws, means)
+    counts = [len(dominators(graph, block, threshold=0.01).block) for block in moved]
+    found = dominators(graph, "block:12", threshold=0.01, null=distance)
+    assert (found.against.draws.tolist(), found.against.value) == (counts, len(found.block))
+    shares = [influence_profile(graph, source=block).share for block in moved]
+    np.testing.assert_allclose(influence_profile(graph, source="block:12", null=distance).against.draws, shares)
+    totals = [sequence_weight(graph, [block, "block:20", "output"]).total for block in moved]
+    found = sequence_weight(graph, ["block:12", "block:20", "output"], null=distance)
+    np.testing.assert_allclose(found.against.draws, totals)
+    ends = [sequence_weight(graph, ["block:12", end], [1]).total for end in ("block:22", "block:21")]
+    np.testing.assert_allclose(sequence_weight(graph, ["block:12", "output"], [1], null=targets).against.draws, ends)
+    few = sparse_chain()
+    np.testing.assert_allclose(
+        reach(few, "block:12", null=distance).against.draws, [reach(few, block).count for block in moved]
+    )
+
+
+def test_the_sinks_shares_have_their_nulls():
+    graph, uniform = chain(), chain().uniform()
+    found, other = sink_effect(graph, "needle"), sink_effect(uniform, "needle")
+    table = found.shares()
+    assert table["share"].to_list() == [
+        found.share, found.share_excluded, found.source_share, found.source_share_excluded
+    ]  # fmt: skip
+    expected = [other.share, other.share_excluded, other.source_share, other.source_share_excluded]
+    np.testing.assert_allclose(found.against.draws, [expected])
+    assert table.columns == ["of", "sink", "share", "null_share", "ratio", "rank"]
+    assert table["ratio"].to_list()[1] is None  # without its edges the sink is read by nobody
+    distance = sink_effect(graph, "needle", null=Null(name="distance", draws=3)).against
+    moved = [influence(graph).influence[blocks].sum() for blocks in matched_blocks(question(graph), 3)]
+    np.testing.assert_allclose(distance.draws[:, 2], moved)
+    np.testing.assert_allclose(distance.draws[:, 0], found.share)
+    with pytest.raises(ConfigError, match="null='heads' can't change influence"):
+        sink_effect(graph, "needle", null="heads")
+
+
+def test_tables_have_the_null_beside_every_number():
+    found = betweenness(chain(), null="uniform")
+    table = found.blocks()
+    assert table.columns == ["block", "betweenness", "null_betweenness", "ratio", "rank"]
+    np.testing.assert_allclose(table["null_betweenness"], found.against.mean)
+    assert betweenness(chain()).blocks().columns == ["block", "betweenness"]
+    profile = influence_profile(chain(), target="output", null="uniform").to_polars()
+    assert profile.columns == ["level", "block", "target", "share", "null_share", "ratio", "rank"]
+    ratio = (profile["share"] / profile["null_share"]).to_list()
+    assert profile["ratio"].to_list() == pytest.approx(ratio)
+    levels = reach(sparse_chain(), "needle", null=Null(name="edges", draws=2)).levels()
+    assert levels.columns == ["level", "count", "share", "null_count", "ratio", "rank"]
+    assert levels.row(0) == (0, 2, 2 / 25, 2.0, 1.0, 2)
+    assert reach(sparse_chain(), "needle").levels()["count"].to_list() == levels["count"].to_list()

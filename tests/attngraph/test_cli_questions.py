@@ -159,8 +159,11 @@ def test_heads_of_a_run_and_of_a_store(command, run):
     document = json.loads(command("heads", run.path, "--null", "uniform", "--json").stdout)
     found = ag.head_roles(run, null="uniform")
     assert document["heads"] == found.to_polars().to_dicts()
+    assert (document["completeness"], document["completeness_source"]) == (found.completeness, "audited")
     assert {"layer", "head", "role", "retrieval"} <= set(document["heads"][0])
-    assert "retrieval of needle at output" in command("heads", run.path, "--null", "uniform").stdout
+    shown = command("heads", run.path, "--null", "uniform").stdout
+    assert "retrieval of needle at output" in shown
+    assert f"of the target's rows: completeness {found.completeness:.3f} (audited)" in " ".join(shown.split())
     document = json.loads(command("heads", run.path.parent, "--null", "uniform", "--json").stdout)
     assert document["overlap"] == {"random": None}
     assert len(document["runs"]) == 1
