@@ -9,7 +9,8 @@ Run: python tests/benchmarks/graph.py [--blocks 2500] [--repeats 7] [--small] [-
 4. --large: a run of 95 million edges, traced in a process of its own, for its peak memory.
 
 Times are the least of several repeats, as wall and as CPU time: on a busy machine the CPU time is the one to trust. All
-libraries must agree on the best path before anything is printed.
+libraries must agree on the best path, and on the minimum cut, before anything is printed; see `minimum_cut.py` for what
+is cut.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import igraph
+import minimum_cut
 import networkx as nx
 import numpy as np
 import rustworkx
@@ -103,9 +105,8 @@ def ours(columns: Columns, source: str, target: str, repeats: int) -> dict[str, 
         "widest path": lambda graph: ag.routes(graph, source, target, 1, kind="widest"),
         "influence": lambda graph: ag.influence(graph, target),
         "throughput": lambda graph: ag.throughput(graph, source, target, top=100),
+        "min cut": lambda graph: ag.minimum_cut(graph, source, target, threshold=minimum_cut.THRESHOLD),
     }
-    if hasattr(ag, "minimum_cut"):
-        questions["min cut"] = lambda graph: ag.minimum_cut(graph, source, target)
     graph = build()
     return {
         "attngraph, from raw columns": {
@@ -239,8 +240,47 @@ def with_networkx(steps: tuple[np.ndarray, ...], blocks: int, start: int, end: i
     }
 
 
+def with_cuts(found: dict[str, dict[str, Measured]], graph: ag.AttentionGraph, source: str, target: str) -> int:
+    """Put the minimum cut of the libraries that have one beside attngraph's; the number of steps that are cut."""
+    ours = found["attngraph"]["min cut"].value
+    cut, steps = minimum_cut.problem(graph, source, target)
+    rivals: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+        "scipy": (
+            lambda: minimum_cut.scipy_network(cut, ours.scale),
+            lambda network: minimum_cut.scipy_value(network, cut, ours.scale),
+        ),
+        "igraph": (
+            lambda: minimum_cut.igraph_network(cut),
+            lambda network: minimum_cut.igraph_value(network, cut),
+        ),
+        "networkx": (
+            lambda: minimum_cut.networkx_network(cut),
+            lambda network: minimum_cut.networkx_value(network, cut),
+        ),
+    }
+    for name in found.keys() & rivals.keys():
+        convert, solve = rivals[name]
+        network = measure(convert, 1)
+        answer = measure(lambda network=network, solve=solve: solve(network.value), 1 if name == "networkx" else 3)
+        # Ours is the capacity of a cut found in whole units, half a unit off per arc at most.
+        if not math.isclose(answer.value, ours.value, rel_tol=1e-5):
+            raise SystemExit(f"{name} found a minimum cut of {answer.value}, attngraph {ours.value}.")
+        found[name] |= {"conversion for the cut": network, "min cut": answer}
+    return steps
+
+
 LIBRARIES = {"scipy": with_scipy, "igraph": with_igraph, "rustworkx": with_rustworkx, "networkx": with_networkx}
-QUESTIONS = ("conversion", "best path", "10 best", "1,000 best", "widest path", "influence", "throughput", "min cut")
+QUESTIONS = (
+    "conversion",
+    "best path",
+    "10 best",
+    "1,000 best",
+    "widest path",
+    "influence",
+    "throughput",
+    "conversion for the cut",
+    "min cut",
+)
 
 
 def compare(blocks: int, repeats: int, others: tuple[str, ...]) -> dict[str, Any]:
@@ -257,7 +297,9 @@ def compare(blocks: int, repeats: int, others: tuple[str, ...]) -> dict[str, Any
             raise SystemExit(f"{name} found a best path of length {length}, attngraph {-math.log(best)}.")
         for cell in found[name].values():
             cell.value = None  # a converted graph takes gigabytes
-    return {"edges": len(columns["weight"]), "blocks": blocks, "libraries": found}
+    graph = ag.AttentionGraph.from_edges(columns, residual=RESIDUAL)
+    cut_steps = with_cuts(found, graph, f"block:{source}", f"block:{target}")
+    return {"edges": len(columns["weight"]), "blocks": blocks, "cut_steps": cut_steps, "libraries": found}
 
 
 def from_disk(blocks: int, budget: int, repeats: int) -> dict[str, Any]:
@@ -338,6 +380,7 @@ def main() -> None:
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     for result in found:
         print(f"\n{result['edges']:,} edges, {result['blocks']:,} blocks:\n\n{table(result)}")
+        print(f"\nminimum cut: {result['cut_steps']:,} steps carry at least {minimum_cut.THRESHOLD:g} of the walks")
     if disk:
         print(
             f"\nFrom Parquet to 10 routes, {disk['edges']:,} edges: {disk['wall']:.2f} s ({disk['cpu']:.2f} s of CPU)"
