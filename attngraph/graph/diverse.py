@@ -99,7 +99,7 @@ class _Factors:
         transition = self._graph.transition(layer)
         weights = transition.weights
         if self._edges[layer]:
-            weights = weights.copy()
+            weights = weights._replace(data=weights.data.copy())
             for (head, lower, upper), factor in self._edges[layer].items():
                 row = np.arange(weights.indptr[upper], weights.indptr[upper + 1])
                 weights.data[row[(weights.indices[row] == lower) & (transition.head[row] == head)]] *= factor

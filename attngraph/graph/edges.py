@@ -66,7 +66,9 @@ def source_from_edges(
             f"Residual shares of shape {shares.shape} don't fit this graph: give {shape}, one row per layer, one "
             f"column per block and then per target; or a single number."
         )
-    cuts = np.searchsorted(columns["layer"], np.arange(layers + 1)).tolist()
+    # In the column's own type: else all of it would be converted for a handful of cuts.
+    known = np.arange(last + 1, dtype=columns["layer"].dtype)
+    cuts = [*np.searchsorted(columns["layer"], known).tolist(), *[len(columns["layer"])] * (layers - last)]
     arrays = []
     for layer in range(layers):
         part = _share({name: column[cuts[layer] : cuts[layer + 1]] for name, column in columns.items()}, columns)

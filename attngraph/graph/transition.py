@@ -39,6 +39,8 @@ MeasuredOrHalf = Literal["measured", "half"]
 Residual = MeasuredOrHalf | float
 Heads = Literal["sum", "max"]
 Sink = Literal["keep", "exclude"]
+TINY = np.finfo(np.float64).tiny
+"""The least number of full precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,9 @@ class LayerTransition:
     layer
         ℓ, from 0.
     weights
-        ``[nodes of level ℓ + 1, nodes of level ℓ]``: the chosen weight w, one entry per edge, so that heads
-        between the same two nodes are parallel entries. A row is a block, or B + a target's index; columns
-        are blocks.
+        The chosen weight w as a compressed matrix [nodes of level ℓ + 1, nodes of level ℓ], one entry per edge, so
+        that heads between the same two nodes are parallel entries. A row is a block, or B + a target's index;
+        columns are blocks.
     rows
         ``[nodes]``: `scale`, (1 - λ) / Σ_row w, 0 for a row without weight; and `stay`, λ, 1 for a node without
         any weight left on its row (nothing recorded, all weights 0, or only the excluded sink).
@@ -105,7 +107,7 @@ class LayerTransition:
     """
 
     layer: int
-    weights: sparse.csr_array[Any]
+    weights: Weights
     rows: Rows
     arrays: LayerArrays
     kept: IntArray | None
@@ -171,12 +173,12 @@ class LayerTransition:
     def pull(self, state: FloatArray) -> FloatArray:
         """P @ state, ``[nodes]`` or ``[nodes, n]``: every node collects what it reads."""
         stay, scale = (part if state.ndim == 1 else part[:, None] for part in (self.stay, self.scale))
-        return np.asarray(stay * state + scale * (self.weights @ state))
+        return np.asarray(stay * state + scale * (self._entries @ state))
 
     def push(self, state: FloatArray) -> FloatArray:
         """state @ P, ``[nodes]`` or ``[nodes, n]``: every node hands out what it has to those that it reads."""
         stay, scale = (part if state.ndim == 1 else part[:, None] for part in (self.stay, self.scale))
-        return np.asarray(stay * state + self.weights.T @ (scale * state))
+        return np.asarray(stay * state + self._entries.T @ (scale * state))
 
     def matrix(self) -> sparse.csr_array[np.float64]:
         """The matrix P, ``[nodes of level ℓ + 1, nodes of level ℓ]``, heads summed, rows summing to 1."""
@@ -186,9 +188,26 @@ class LayerTransition:
         columns = np.concatenate([self.weights.indices, nodes])
         return sparse.coo_array((values, (rows, columns)), shape=(len(nodes), len(nodes))).tocsr()
 
+    @cached_property
+    def _entries(self) -> sparse.csr_array[Any]:
+        """The weights as SciPy's matrix of these very arrays, which its constructor would copy from longer ones."""
+        matrix: sparse.csr_array[Any] = sparse.csr_array(
+            (len(self.stay), len(self.stay)), dtype=self.weights.data.dtype
+        )
+        matrix.data, matrix.indices, matrix.indptr = self.weights
+        return matrix
+
     def _recorded(self, column: str) -> AnyFloats:
         joined: AnyFloats = np.concatenate([getattr(self.arrays, column), getattr(self.arrays, f"target_{column}")])
         return joined if self.kept is None else joined[self.kept]
+
+
+class Weights(NamedTuple):
+    """One weight per edge, sorted by row: `data` and column `indices` [edges]; row i starts at `indptr` [i]."""
+
+    data: AnyFloats
+    indices: npt.NDArray[np.int32]
+    indptr: npt.NDArray[np.int32]
 
 
 class Transitions(Protocol):
@@ -235,29 +254,58 @@ def layer_transition(source: LayerSource, policy: Policy, layer: int, rows: Rows
     if rows is None:
         check_layer(arrays, source, layer)
     weight = _weights(arrays, policy.weight)
-    key_block = np.concatenate([arrays.key_block, arrays.target_key_block], dtype=np.int32, casting="unsafe")
+    key_block = _joined(arrays.key_block, arrays.target_key_block)
     kept = None
     if rows is None or not rows.as_recorded:
-        query = np.concatenate([arrays.query_block, arrays.target], dtype=np.int32, casting="unsafe")
-        query[len(arrays.query_block) :] += source.blocks
-        kept = _kept(source, policy, query, key_block, weight, arrays)
+        query = _joined(arrays.query_block, arrays.target + source.blocks)
+        runs = _runs(query)
+        kept = _kept(source, policy, query, key_block, weight, arrays, runs.ascending)
         if kept is not None:
             query, key_block, weight = query[kept], key_block[kept], weight[kept]
-    if rows is None:
-        rows = _rows(query, weight, _residual_shares(arrays, source, policy.residual, layer), layer, kept is None)
-    weights = sparse.csr_array((weight, key_block, rows.start), shape=(len(rows.stay), len(rows.stay)))
+            runs = _runs(query)
+        if rows is None:
+            rows = _rows(runs, weight, _residual_shares(arrays, source, policy.residual, layer), layer, kept is None)
+    weights = Weights(weight, key_block, rows.start)
     return LayerTransition(layer=layer, weights=weights, rows=rows, arrays=arrays, kept=kept)
 
 
-def _rows(query: npt.NDArray[np.int32], weight: AnyFloats, residual: FloatArray, layer: int, as_recorded: bool) -> Rows:
+def _joined(blocks: AnyIntegers, targets: AnyIntegers) -> npt.NDArray[np.int32]:
+    """Ids of block edges, then of target edges, in SciPy's type for indices; not copied where that can be avoided."""
+    if len(targets):
+        return np.concatenate([blocks, targets], dtype=np.int32, casting="unsafe")
+    return blocks.view(np.int32) if blocks.dtype == np.uint32 else blocks.astype(np.int32, copy=False)
+
+
+class _Runs(NamedTuple):
+    """Stretches of edges into one row each: the row, and where they start and end."""
+
+    row: npt.NDArray[np.int32]
+    start: IntArray
+    end: IntArray
+
+    @property
+    def ascending(self) -> bool:
+        """Whether the edges are sorted by row."""
+        return bool((self.row[1:] > self.row[:-1]).all())
+
+
+def _runs(query: npt.NDArray[np.int32]) -> _Runs:
+    cuts = np.flatnonzero(query[1:] != query[:-1]) + 1
+    start, end = np.append(0, cuts), np.append(cuts, len(query))
+    return _Runs(query[start], start, end) if len(query) else _Runs(query, cuts, cuts)
+
+
+def _rows(runs: _Runs, weight: AnyFloats, residual: FloatArray, layer: int, as_recorded: bool) -> Rows:
     nodes = len(residual)
-    start = np.searchsorted(query, np.arange(nodes + 1, dtype=np.int32)).astype(np.int32)
+    start = np.zeros(nodes + 1, np.int32)
+    start[runs.row + 1] = runs.end - runs.start
+    start = np.cumsum(start, dtype=np.int32)
     with np.errstate(over="ignore"):
         total = merge_rows(np.add, weight, start, 0.0)
     if not np.isfinite(total).all():
         raise GraphError(f"Layer {layer} has weights that sum to {total.max()} on a row; scale them down.")
     # Subnormal totals have no reciprocal; they count as no weight.
-    weighted = total >= np.finfo(np.float64).tiny
+    weighted = total >= TINY
     stay = np.where(weighted, residual, 1.0)
     scale = np.divide(1.0 - stay, total, out=np.zeros(nodes), where=weighted)
     return Rows(start=start, scale=scale, stay=stay, as_recorded=as_recorded)
@@ -289,9 +337,9 @@ def _kept(
     key_block: npt.NDArray[np.int32],
     weight: AnyFloats,
     arrays: LayerArrays,
+    in_order: bool,
 ) -> IntArray | None:
     """The edges that a policy keeps, sorted by query node; None if they are all edges as they stand."""
-    in_order = bool((query[1:] >= query[:-1]).all())
     if in_order and policy.heads == "sum" and policy.sink == "keep":
         return None
     kept = np.arange(len(query)) if in_order else np.argsort(query, kind="stable")

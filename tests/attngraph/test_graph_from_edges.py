@@ -165,3 +165,48 @@ def test_an_unknown_target_is_refused():
 def test_weights_that_overflow_a_row_are_refused():
     with pytest.raises(GraphError, match=r"Layer 0 has weights that sum to inf on a row; scale them down"):
         AttentionGraph.from_edges(changed(weight=[1.7e308, 1.7e308, 1.0, 1.0]), residual=0.5)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "int32", "int64", ">u4", "every second"])
+def test_ids_of_any_kind_make_the_same_graph(kind: str):
+    random = np.random.default_rng(0)
+    layer, query = np.repeat([0, 1, 3], 40), np.tile(np.sort(random.integers(0, 9, 40)), 3)
+    ids = {"layer": layer, "head": random.integers(0, 2, 120), "query_block": query, "key_block": query // 2}
+    weight = random.random(120, np.float32)
+    plain = AttentionGraph.from_edges(ids | {"weight": weight}, residual=0.5)
+    if kind == "every second":
+        columns = {name: np.repeat(column.astype(np.uint32), 2)[::2] for name, column in ids.items()}
+    else:
+        columns = {name: column.astype(kind) for name, column in ids.items()}
+    before = {name: column.copy() for name, column in columns.items()}
+    graph = AttentionGraph.from_edges(columns | {"weight": weight}, residual=0.5)
+    assert graph.layers == 4
+    for other in (graph, graph.with_policy(heads="max"), graph.with_policy(sink="exclude")):
+        same = plain.with_policy(**vars(other.policy))
+        for at in range(4):
+            np.testing.assert_array_equal(other.to_scipy(at).toarray(), same.to_scipy(at).toarray())
+            np.testing.assert_array_equal(other.transition(at).head, same.transition(at).head)
+    for name, column in columns.items():
+        np.testing.assert_array_equal(column, before[name])
+
+
+def test_more_layers_than_their_ids_can_count():
+    edges = {"layer": np.zeros(1, np.uint8), "query_block": [1], "key_block": [0], "weight": [1.0]}
+    graph = AttentionGraph.from_edges(edges, residual=0.5, layers=300)
+    assert graph.layers == 300
+    assert graph.transition(0).probability.tolist() == [0.5]
+    assert len(graph.transition(299).probability) == 0
+
+
+def test_columns_are_read_where_they_lie():
+    edges = {
+        "layer": np.array([0, 0, 1, 1], np.uint16),
+        "query_block": np.array([1, 2, 1, 2], np.uint32),
+        "key_block": np.array([0, 1, 1, 0], np.uint32),
+        "weight": np.ones(4, np.float32),
+    }
+    transition = AttentionGraph.from_edges(edges, residual=0.5).transition(1)
+    assert np.shares_memory(transition.weights.indices, edges["key_block"])
+    assert np.shares_memory(transition.weights.data, edges["weight"])
+    np.testing.assert_array_equal(transition.pull(np.array([1.0, 0.0, 0.0])), [1.0, 0.0, 0.5])
+    np.testing.assert_array_equal(transition.push(np.array([0.0, 0.0, 1.0])), [0.5, 0.0, 0.5])
