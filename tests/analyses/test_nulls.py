@@ -214,7 +214,6 @@ ASKED: dict[str, tuple[Callable[..., ComparedAnswer], set[str]]] = {
         lambda null: sequence_weight(chain(), ["block:12", "output"], [1], null=null),
         {*ALL_BUT_HEADS, "heads"},
     ),
-    "throughput": (lambda null: throughput(chain(), "needle", null=null), {*ALL_BUT_HEADS, "heads"}),
 }
 
 
@@ -235,11 +234,12 @@ def test_every_answer_takes_the_nulls_that_can_change_it_and_no_others(name: str
     ask, possible = ASKED[name]
     for null in get_args(NullName):
         if null in possible:
-            found = ask(Null(name=null, draws=2)).against
+            found = ask(Null(name=null, draws=8)).against
             assert found is not None
             assert found.null.name == null
             assert found.draws.shape[1:] == np.shape(found.value) == found.rank.shape == found.ratio.shape
-            assert (found.draws != found.value).any()
+            # Two layers of all edges are dominated by the ends alone, whatever is left to chance.
+            assert name.startswith("dominators") or (found.draws != found.value).any()
         else:
             others = ", ".join(other for other in get_args(NullName) if other in possible and other != "heads")
             with pytest.raises(ConfigError, match=rf"null='{null}' can't change .*\. Nulls that can: {others}"):
