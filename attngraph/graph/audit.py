@@ -118,7 +118,7 @@ def mean_completeness(graph: AttentionGraph) -> Completeness:
 def row_completeness(graph: AttentionGraph, target: str = "output") -> Completeness:
     """The share of a target's own dense attention that is recorded, the mean over layers and heads of its κ.
 
-    What a question keeps of the dense attention that asks for the target's rows, and for no walk.
+    For questions about the target's rows alone, which take no walk.
 
     Raises
     ------
