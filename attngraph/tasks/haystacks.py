@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
+from typing import Literal
+
+Prose = Literal["noise", "varied"]
+"""Haystacks that say nothing of what is hidden in them."""
 
 NOISE = (
     "The grass is green.",
@@ -25,6 +31,15 @@ def varied_sentences() -> tuple[str, ...]:
 def key_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Adjectives and nouns; a needle's key is one of each, as RULER's keys are."""
     return _lines("adjectives.txt"), _lines("nouns.txt")
+
+
+def endless(haystack: Prose, draw: random.Random) -> Iterator[str]:
+    """The sentences of a haystack without end; varied ones in an order of their own each time round."""
+    while True:
+        sentences = list(NOISE if haystack == "noise" else varied_sentences())
+        if haystack == "varied":
+            draw.shuffle(sentences)
+        yield from sentences
 
 
 def _lines(name: str) -> tuple[str, ...]:

@@ -7,12 +7,15 @@ right, from 0 to 1; 1 is a success.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attngraph.errors import PromptError
+from attngraph.tasks.needles import multikey, multiquery, multivalue, needle
 from attngraph.tasks.prompt import Prompt
-from attngraph.tasks.ruler import needle
+from attngraph.tasks.variables import variable_tracking
+from attngraph.tasks.words import common_words, frequent_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +33,26 @@ def same_text(expected: str, said: str) -> float:
     return float(said.strip() == expected.strip())
 
 
-TASKS = {"needle": Task(needle, same_text)}
+def values_found(expected: str, said: str) -> float:
+    """Share of the values listed in `expected` that are in `said`, whole and in any order (RULER's score).
+
+    Values are the words and numbers of the list but for its ``and``. RULER looks for them as parts of the text; here
+    "12" is not found in "123".
+    """
+    values = [word for word in re.findall(r"\w+", expected) if word != "and"]
+    words = set(re.findall(r"\w+", said))
+    return sum(value in words for value in values) / len(values)
+
+
+TASKS = {
+    "needle": Task(needle, same_text),
+    "multikey": Task(multikey, values_found),
+    "multivalue": Task(multivalue, values_found),
+    "multiquery": Task(multiquery, values_found),
+    "variable_tracking": Task(variable_tracking, values_found),
+    "common_words": Task(common_words, values_found),
+    "frequent_words": Task(frequent_words, values_found),
+}
 
 
 def make(task: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Prompt:

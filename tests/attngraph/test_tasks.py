@@ -15,7 +15,7 @@ from attngraph.errors import PromptError
 from attngraph.models import BUNDLED, load_model
 from attngraph.tasks import Prompt, needle
 from attngraph.tasks.haystacks import NOISE, key_words, varied_sentences
-from attngraph.tasks.ruler import INSTRUCTION
+from attngraph.tasks.needles import INSTRUCTION
 
 HAYSTACKS = ("noise", "varied")
 
@@ -111,9 +111,9 @@ def test_the_same_seed_gives_the_same_prompt_and_another_seed_another() -> None:
 
 def test_a_seed_means_the_same_in_another_process() -> None:
     code = (
-        "import random; from attngraph.tasks import ruler; from attngraph.tasks.haystacks import key_words;"
+        "import random; from attngraph.tasks.haystacks import endless, key_words;"
         "draw = random.Random(5); print(*(draw.choice(words) for words in key_words()));"
-        "print(next(ruler._endless('varied', draw)))"
+        "print(next(endless('varied', draw)))"
     )
     outputs = {
         subprocess.run(
