@@ -13,29 +13,41 @@ from attngraph.cli.options import (
     AllocationOption,
     BlockSize,
     Budget,
-    Depth,
-    Haystack,
     Json,
-    Length,
     MassThreshold,
     Model,
     NMatch,
     Seed,
+    TaskName,
     config_of,
+    task_options,
 )
 from attngraph.cli.output import note, print_json, print_screen, size
 from attngraph.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from attngraph.models import LanguageModel
-    from attngraph.store import Fidelity, Run
-    from attngraph.tasks import Prompt
+    from attngraph.store import Fidelity, Outcome, Run
+
+
+DEFAULT_LENGTH = 4096
 
 
 def capture(
     model: Model,
     store: Annotated[Path, typer.Option(help="Folder of runs; made if missing.")] = Path("runs"),
-    task: Annotated[Literal["needle"] | None, typer.Option(help="Make the prompt: needle.")] = None,
+    task: Annotated[TaskName | None, typer.Option(help="Make the prompt.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the task takes besides: distractors=3 (multikey, multivalue, multiquery, variable_tracking), "
+            "values=4 (multivalue), queries=4 (multiquery), hops=2, ask=value|variables (variable_tracking), common=10 "
+            "(common_words), alpha=2.0 (frequent_words), trace=coins, until=end|answer (reasoning). May be repeated.",
+        ),
+    ] = None,
     prompt: Annotated[
         Path | None,
         typer.Option(
@@ -46,10 +58,30 @@ def capture(
         ),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="FILE.txt with the prompt.", exists=True, dir_okay=False)] = None,
-    length: Length = 4096,
-    depth: Depth = 0.5,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help='FILE.json: a chain of thought, {"prompt", "solution", "sentences": [{"text", "tags"}]}; with '
+            "--length as many sentences as it holds, with --option until=answer all but the answer.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of the prompt, at most.", min=1, show_default="4096; all of a --trace")
+    ] = None,
+    depth: Annotated[
+        float | None,
+        typer.Option(help="Where the needle lies, from 0 (start) to 1 (end).", min=0, max=1, show_default="0.5"),
+    ] = None,
     seed: Seed = 0,
-    haystack: Haystack = "noise",
+    haystack: Annotated[
+        Literal["noise", "varied", "needles"] | None,
+        typer.Option(
+            help="noise: RULER's five sentences; varied: natural sentences; needles: those of other keys.",
+            show_default="noise; varied for multi-key, -value, -query",
+        ),
+    ] = None,
     block_size: BlockSize = 16,
     budget: Budget = "8",
     target: Annotated[
@@ -76,15 +108,28 @@ def capture(
     """Run a model on a prompt, pruned, and commit the run to a store.
 
     Example: attngraph capture --model smollm2-135m --task needle --length 4096 --budget auto --store runs
+
+    Example: attngraph capture --model smollm2-135m --task multikey --option distractors=8 --store runs
     """
     wanted = target or ("output",)
     config = config_of(block_size, budget, n_match, selector, audit, forward, allocation, mass_threshold, wanted)
-    if [task, prompt, text].count(None) != 2:
-        raise ConfigError("Give exactly one of --task needle, --prompt FILE.json and --text FILE.txt.")
+    if [task, prompt, text, trace].count(None) != 3:
+        raise ConfigError("Give exactly one of --task NAME, --prompt FILE.json, --text FILE.txt and --trace FILE.json.")
+    if option and (prompt or text):
+        raise ConfigError("--option is for --task and --trace; a prompt file or a text is read as it is.")
+    options = {"length": length, "depth": depth, "haystack": haystack, "trace": None if trace is None else str(trace)}
+    options = {name: value for name, value in options.items() if value is not None} | task_options(option or ())
     if task is not None:
-        config.budget_for(length)  # the needle prompt has at most this many tokens
+        config.budget_for(length or DEFAULT_LENGTH)  # the prompt has at most this many tokens
     lm = load(model, store)
-    run = ag.capture(lm, _prompt(lm, prompt, text, length, depth, seed, haystack), config, store=store)
+    tokenizer = tokenizer_of(lm)
+    if prompt is not None:
+        made = ag.Prompt.from_file(tokenizer, prompt)
+    elif text is not None:
+        made = ag.Prompt.from_text(tokenizer, _read(text))
+    else:
+        made = ag.tasks.make(task or "reasoning", tokenizer, seed=seed, **options)
+    run = ag.capture(lm, made, config, store=store)
     if json:
         print_json(manifest_document(run))
     else:
@@ -99,18 +144,13 @@ def load(model: str, store: Path) -> LanguageModel:
     return ag.load_model(model)
 
 
-def _prompt(
-    lm: LanguageModel, prompt: Path | None, text: Path | None, length: int, depth: float, seed: int, haystack: Haystack
-) -> Prompt:
+def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
+    """The model's tokenizer."""
     if lm.tokenizer is None:
         raise PromptError(
             f"The model {lm.id!r} has no tokenizer, so text can't be read; use the Python API with token ids."
         )
-    if prompt is not None:
-        return ag.Prompt.from_file(lm.tokenizer, prompt)
-    if text is not None:
-        return ag.Prompt.from_text(lm.tokenizer, _read(text))
-    return ag.tasks.needle(lm.tokenizer, length=length, depth=depth, seed=seed, haystack=haystack)
+    return lm.tokenizer
 
 
 def _read(path: Path) -> str:
@@ -143,6 +183,8 @@ def summary(run: Run) -> str:
         lines.insert(2, f"budget    {found.blocks} blocks found (tried {tried})")
     if fidelity is not None:
         lines.append(f"fidelity  {fidelity_line(fidelity)}")
+    if manifest.outcome is not None:
+        lines.append(f"outcome   {outcome_line(manifest.outcome)}")
     return "\n".join(lines)
 
 
@@ -160,3 +202,11 @@ def fidelity_line(fidelity: Fidelity) -> str:
         else f", completion {fidelity.completion_agreement:.1%} of {fidelity.completion_tokens:,} tokens same"
     )
     return f"{tokens}{answer}{completion}, KL {fidelity.kl:.2g} nats"
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """Whether the task was solved, what was expected, and what both models said instead, in one line."""
+    said = f"expected {outcome.expected.strip()!r}, dense said {outcome.dense_answer.strip()!r}, "
+    said += f"sparse {outcome.sparse_answer.strip()!r}"
+    share = f"{outcome.dense_score:.0%} and {outcome.sparse_score:.0%} right"
+    return f"{'success' if outcome.success else 'FAILURE'}: {said} ({share}), margin {outcome.margin:.2g} nats"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -31,9 +31,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 Model = Annotated[
     str, typer.Option(help="A bundled model (smollm2-135m, gemma3-270m), a folder, a GGUF file or a hub id.")
 ]
+TaskName = Literal[
+    "needle",
+    "multikey",
+    "multivalue",
+    "multiquery",
+    "variable_tracking",
+    "common_words",
+    "frequent_words",
+    "reasoning",
+]
 Length = Annotated[int, typer.Option(help="Tokens of the needle prompt, at most.", min=1)]
 Depth = Annotated[float, typer.Option(help="Where the needle lies, from 0 (start) to 1 (end).", min=0, max=1)]
-Seed = Annotated[int, typer.Option(help="Seed of key, value and haystack.")]
+Seed = Annotated[int, typer.Option(help="Seed of keys, values and haystack.")]
 Haystack = Annotated[
     Literal["noise", "varied"], typer.Option(help="noise: RULER's five sentences; varied: natural sentences.")
 ]
@@ -88,6 +98,26 @@ def config_of(
         mass_threshold=mass_threshold,
         targets=tuple(targets),
     )
+
+
+def task_options(typed: Sequence[str]) -> dict[str, Any]:
+    """What a task takes by keyword, from ``name=value`` as typed: numbers where they are, else text."""
+    options: dict[str, Any] = {}
+    for text in typed:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--option {text!r} isn't of the form name=value, such as distractors=3.")
+        options[name] = _number(value)
+    return options
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def number_or_word(name: str, text: str, unit: str, words: Sequence[str]) -> int | str:

@@ -1,5 +1,6 @@
 """Prompts with ground truth: what is asked, where the answer lies, and which tokens play which part."""
 
+from attngraph.tasks import reasoning
 from attngraph.tasks.needles import multikey, multiquery, multivalue, needle
 from attngraph.tasks.prompt import Prompt, Span
 from attngraph.tasks.registry import TASKS, Task, make, score
@@ -18,6 +19,7 @@ __all__ = [
     "multiquery",
     "multivalue",
     "needle",
+    "reasoning",
     "score",
     "variable_tracking",
 ]

@@ -77,12 +77,12 @@ class Frame:
         return lines, at
 
 
-def ending(tokenizer: PreTrainedTokenizerBase, answer_prefix: str, answer: str) -> str:
+def ending(tokenizer: PreTrainedTokenizerBase, answer_prefix: str, answer: str, mark: str = ":") -> str:
     """What follows an answer prefix, so that the next token holds the answer's first character.
 
-    The sentences' own colon, then a space where the tokenizer keeps it apart from the answer, nothing where it joins the
-    two. Without the colon a small model often expects one, or any answer, and its next token says little of what was
-    hidden.
+    The sentences' own colon, then a space where the tokenizer keeps it apart from the answer, nothing where it joins
+    the two. Without the colon a small model often expects one, or any answer, and its next token says little of what
+    was hidden.
 
     Raises
     ------
@@ -90,9 +90,9 @@ def ending(tokenizer: PreTrainedTokenizerBase, answer_prefix: str, answer: str) 
         For a tokenizer without a token that begins there.
     """
     prefix = f" {answer_prefix}"
-    whole, offsets = encode(tokenizer, f"{prefix}: {answer}")
-    begin = len(prefix) + 2
-    for end in (": ", ":"):
+    whole, offsets = encode(tokenizer, f"{prefix}{mark} {answer}")
+    begin = len(prefix) + len(mark) + 1
+    for end in (f"{mark} ", mark):
         start = encode(tokenizer, prefix + end)[0]
         if whole[: len(start)] == start and len(start) < len(whole):
             first, last = offsets[len(start)]

@@ -5,10 +5,10 @@
 3. A question asks for the number, and an answer prefix leads up to it, so that the next token is its first
    digit.
 
-The wording is RULER's, whose tasks these are: ``needle`` is niah_single_1 (noise) and niah_single_2 (prose), ``multikey``
-niah_multikey_1, and with the haystack ``needles`` niah_multikey_2; ``multivalue`` and ``multiquery`` are those of that name.
-All sentences stand in one line, as in RULER's prose haystacks (its noise breaks the line after every fifth sentence and
-around the needle).
+The wording is RULER's, whose tasks these are: ``needle`` is niah_single_1 (noise) and niah_single_2 (prose),
+``multikey`` niah_multikey_1, and with the haystack ``needles`` niah_multikey_2; ``multivalue`` and ``multiquery`` are
+those of that name. All sentences stand in one line, as in RULER's prose haystacks (its noise breaks the line after
+every fifth sentence and around the needle).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The tasks by name: how each makes a prompt, and how it scores an answer.
 
-A maker takes a tokenizer, and by keyword at least `length` and `seed`; the name under which it stands here is the
-`task` of its prompts. A scorer takes what was expected and what was said, both as text, and returns the share that is
-right, from 0 to 1; 1 is a success.
+A maker takes a tokenizer, and by keyword at least `length` and `seed`, each with a default; the name under which it
+stands here is the `task` of its prompts. A scorer takes what was expected and what was said, both as text, and returns
+the share that is right, from 0 to 1; 1 is a success.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attngraph.errors import PromptError
+from attngraph.tasks import reasoning
 from attngraph.tasks.needles import multikey, multiquery, multivalue, needle
 from attngraph.tasks.prompt import Prompt
 from attngraph.tasks.variables import variable_tracking
@@ -52,6 +53,7 @@ TASKS = {
     "variable_tracking": Task(variable_tracking, values_found),
     "common_words": Task(common_words, values_found),
     "frequent_words": Task(frequent_words, values_found),
+    "reasoning": Task(reasoning.trace, same_text),
 }
 
 

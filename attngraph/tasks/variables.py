@@ -5,9 +5,9 @@
 3. The question is for the value at the end of the chain, which no single sentence tells, or, as in RULER, for all the
    variables that have the value.
 
-Each assignment of the chain has a span ``hop:0``, where the number is, to ``hop:n``; those of other chains are ``distractor``.
-The wording is RULER's, but for a full stop after each assignment, as all sentences stand in one line, and for the question
-after the value, which is attngraph's own.
+Each assignment of the chain has a span ``hop:0``, where the number is, to ``hop:n``; those of other chains are
+``distractor``. The wording is RULER's, but for a full stop after each assignment, as all sentences stand in one line,
+and for the question after the value, which is attngraph's own.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def variable_tracking(
     Returns
     -------
     Prompt
-        With the spans ``sink``, ``hop:0`` to ``hop:n``, ``distractor`` (for every assignment of another chain), ``value``
-        (the number in hop 0), ``question`` and ``answer_prefix``; chain, value, other chains, hops and seed in `metadata`.
+        With the spans ``sink``, ``hop:0`` to ``hop:n``, ``distractor`` (for every assignment of another chain),
+        ``value`` (the number in hop 0), ``question`` and ``answer_prefix``; chain, value, other chains, hops and seed
+        in `metadata`.
 
     Raises
     ------
@@ -141,9 +142,7 @@ def _chains(draw: random.Random, count: int, variables: int) -> list[Chain]:
     ]
 
 
-def _hidden(
-    chain: Chain, names: Sequence[str], inner: dict[int, dict[str, str]], draw: random.Random
-) -> list[Hidden]:
+def _hidden(chain: Chain, names: Sequence[str], inner: dict[int, dict[str, str]], draw: random.Random) -> list[Hidden]:
     """The chain's assignments at random places, in order."""
     depths = sorted(draw.random() for _ in chain.variables)
     return [

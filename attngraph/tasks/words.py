@@ -5,8 +5,8 @@
 1. The list is made in rounds: every common word once, and twice as many rare ones, shuffled.
 2. The rare words take turns, so that each comes once before any comes twice.
 
-``frequent_words``: a text of made-up words, drawn by Zipf's law, the k-th of them in proportion to k to the power of minus
-alpha. As in RULER the first one is written as dots, and the three after it are asked for.
+``frequent_words``: a text of made-up words, drawn by Zipf's law, the k-th of them in proportion to k to the power of
+minus alpha. As in RULER the first one is written as dots, and the three after it are asked for.
 
 Truth is what was counted in the finished prompt; where the count leaves a tie, the last words are taken off.
 """
@@ -41,18 +41,14 @@ FREQUENT_QUESTION = (
     "Question: Do not provide any explanation. Please ignore the dots '....'. "
     "What are the three most frequently appeared words in the above coded text?"
 )
-FREQUENT_PREFIX = (
-    "Answer: According to the coded text above, the three most frequently appeared words are"
-)
+FREQUENT_PREFIX = "Answer: According to the coded text above, the three most frequently appeared words are"
 DOTS = "...."
 CODED = 200
 """Made-up words to draw from; the last of them comes once in 25,000 words."""
 LETTERS = 6
 
 
-def common_words(
-    tokenizer: PreTrainedTokenizerBase, *, length: int = 4096, seed: int = 0, common: int = 10
-) -> Prompt:
+def common_words(tokenizer: PreTrainedTokenizerBase, *, length: int = 4096, seed: int = 0, common: int = 10) -> Prompt:
     """Make a list of words, and ask for the most common ones.
 
     Parameters
@@ -84,7 +80,9 @@ def common_words(
     draw.shuffle(words)
     often = words[:common]
     prefix = COMMON_PREFIX.format(count=common)
-    frame = Frame(COMMON_INSTRUCTION, COMMON_QUESTION.format(count=common), prefix + ending(tokenizer, prefix, often[0]))
+    frame = Frame(
+        COMMON_INSTRUCTION, COMMON_QUESTION.format(count=common), prefix + ending(tokenizer, prefix, often[0])
+    )
     numbered = (f"{index}. {word}" for index, word in enumerate(_rounds(often, words[common:], draw), 1))
     items = fitted(tokenizer, frame, numbered, length)
     counts = Counter(item.split(" ")[1] for item in items)
@@ -92,7 +90,8 @@ def common_words(
         (count for word, count in counts.items() if word not in often), default=0
     ):
         raise PromptError(
-            f"length={length!r} is too short: in the {len(items)} words that it holds, {common} common words don't stand "
+            f"length={length!r} is too short: in the {len(items)} words that it holds, {common} common words "
+            f"don't stand "
             f"out. Give more, or fewer common words."
         )
     answer = [word for word in counts if word in often]
