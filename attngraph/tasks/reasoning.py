@@ -87,13 +87,25 @@ def from_json(
         When the file can't be read or lacks something, when a sentence isn't in the solution where it should be, and
         when `length` holds no sentence, or not the answer that was asked for.
     """
+    return _prompt(tokenizer, labelled(path), length, until)
+
+
+def labelled(path: str | PathLike[str]) -> Trace:
+    """Read a trace file as `from_json` does, without a tokenizer.
+
+    Raises
+    ------
+    PromptError
+        When the file can't be read or lacks something, and when a sentence isn't in the solution where it should be.
+    """
+    what = f"The trace {str(path)!r}"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise PromptError(f"Can't read the trace {str(path)!r}: {error.strerror}.") from error
     except ValueError as error:
-        raise PromptError(f"The trace {str(path)!r} isn't valid JSON in UTF-8: {error}.") from error
-    return _prompt(tokenizer, _labelled(content, f"The trace {str(path)!r}"), length, until)
+        raise PromptError(f"{what} isn't valid JSON in UTF-8: {error}.") from error
+    return _labelled(content, what)
 
 
 def from_text(
@@ -170,8 +182,7 @@ def trace(
         check_count("trace", number, 0, len(TRACES) - 1)
         name = TRACES[number]
     text = (files("attngraph.tasks") / "data" / f"{name}.json").read_text(encoding="utf-8")
-    labelled = _labelled({**json.loads(text), "trace": name}, f"The trace {name!r}")
-    return _prompt(tokenizer, labelled, length, until)
+    return _prompt(tokenizer, _labelled({**json.loads(text), "trace": name}, f"The trace {name!r}"), length, until)
 
 
 def _labelled(content: Any, what: str) -> Trace:

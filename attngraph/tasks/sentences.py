@@ -66,17 +66,14 @@ def _is_end(text: str, edge: re.Match[str], mathematics: list[tuple[int, int]]) 
 
 
 def _is_abbreviation(before: str) -> bool:
-    """Whether a full stop after this text is part of its last word."""
+    """Whether a full stop after this text is part of its last word: e.g. that, U.S. or an initial after a title."""
     found = _LAST_WORD.search(before)
     word = found.group() if found else ""
-    return word.lower() in ABBREVIATIONS or bool(re.fullmatch(r"[A-Z](?:\.[A-Z])*", word) and _is_initial(before, word))
-
-
-def _is_initial(before: str, word: str) -> bool:
-    """Whether a capital is a name's: another capitalised word or a title is beside it; "Take A. Then" ends a "
-    "sentence."""
-    left = before[: len(before) - len(word)].rstrip().rsplit(maxsplit=1)
-    return "." in word or not left or left[-1].rstrip(".").lower() in ABBREVIATIONS or left[-1].endswith(".")
+    if word.lower() in ABBREVIATIONS or re.fullmatch(r"[A-Z](?:\.[A-Z])+", word):
+        return True
+    # "Take the point A." ends a sentence, "Dr. J." doesn't.
+    left = before[: len(before) - len(word)].split()[-1:]
+    return bool(re.fullmatch(r"[A-Z]", word) and left and re.fullmatch(r"(?:[A-Z]|dr|mr|mrs|ms|prof)\.", left[0], re.I))
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

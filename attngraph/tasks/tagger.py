@@ -174,10 +174,12 @@ def _announced(text: str, place: float) -> Category | None:
         return "final_answer_emission"
     if _DOUBT.search(text):
         return "uncertainty_management"
-    if _CHECK.search(text) or (_CONFIRMED.search(text) and place > 0.2):
+    if _CHECK.search(text):
         return "self_checking"
     if _PROBLEM.search(text) or (place < 0.03 and re.search(r"\b(?:find|problem)\b", text)):
         return "problem_setup"
+    if place > 0.2 and _CONFIRMED.search(text):
+        return "self_checking"
     if place > 0.9 and _RESULT.search(text) and re.search(r"\d", text) and not _EQUATION.search(text):
         return "final_answer_emission"
     if _PLAN.search(text) and not _ARITHMETIC.search(text) and len(_EQUATION.findall(text)) < 2:

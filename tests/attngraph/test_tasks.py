@@ -8,37 +8,15 @@ import sys
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from attngraph.errors import PromptError
 from attngraph.models import BUNDLED, load_model
 from attngraph.tasks import Prompt, needle
 from attngraph.tasks.haystacks import NOISE, key_words, varied_sentences
 from attngraph.tasks.needles import INSTRUCTION
+from tests.attngraph.byte_tokenizer import WORDS, span_text, word_tokenizer
 
 HAYSTACKS = ("noise", "varied")
-
-
-def word_tokenizer(*, space_sticks_to_digits: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a token for every common pair, so that tokens reach over word edges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("t", "h"), ("Ġ", "th"), ("Ġth", "e"), ("i", "n"), ("e", "r"), ("Ġ", "i"), ("Ġi", "s"), ("Ġ", "O")]
-    if space_sticks_to_digits:
-        merges += [("Ġ", digit) for digit in "0123456789"]
-    vocabulary = {token: index for index, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-WORDS = word_tokenizer()
-
-
-def span_text(tokenizer: Any, prompt: Prompt, name: str) -> str:
-    (span,) = prompt.named(name)
-    return str(tokenizer.decode(prompt.token_ids[span.start : span.end]))
 
 
 def check_needle(tokenizer: Any, prompt: Prompt, *, length: int, longest_sentence: int) -> None:
