@@ -190,7 +190,7 @@ def test_capture_reads_a_text_file_and_can_skip_the_dense_model(command, tiny_fo
         (("--length", "32"), r"32 tokens, that is 2 block\(s\) of 16; at least 3 blocks"),
         (("--selector", "magic"), "selector='magic' is not one of stream, representative, flat, exact"),
         (("--n-match", "-1"), "n_match=-1 must be a whole number of at least 0"),
-        (("--text", __file__), "exactly one of --task needle, --prompt FILE.json and --text FILE.txt"),
+        (("--text", __file__), "exactly one of --task NAME, --prompt FILE.json, --text FILE.txt and --trace"),
     ],
 )
 def test_bad_settings_are_refused_before_the_model_is_looked_for(command, tmp_path, flags, message):

@@ -51,7 +51,7 @@ def test_tasks_are_made_and_scored_by_name() -> None:
     tokenizer = word_tokenizer()
     assert ag.tasks.score("needle", " 1234567", "1234567 ") == 1.0
     assert ag.tasks.score(None, "12", "13") == 0.0
-    with pytest.raises(PromptError, match="task='haystack' is not one of needle"):
+    with pytest.raises(PromptError, match="task='haystack' is not one of needle, multikey"):
         ag.tasks.make("haystack", tokenizer)
     with pytest.raises(PromptError, match=r"'needle' can't be made with .*'depths': 1"):
         ag.tasks.make("needle", tokenizer, depths=1)

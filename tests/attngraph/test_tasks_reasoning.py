@@ -129,7 +129,7 @@ def test_bad_files_are_refused(change: Any, message: str, tmp_path: Path) -> Non
 
 
 def test_bad_wishes_are_refused(trace_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="Can't read the trace .*gone.json"):
+    with pytest.raises(PromptError, match=r"Can't read the trace .*gone\.json"):
         reasoning.from_json(WORDS, tmp_path / "gone.json")
     with pytest.raises(PromptError, match="until='lunch' is not one of end, answer"):
         reasoning.from_json(WORDS, trace_file, until="lunch")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Variable tracking: a chain that can be followed by hand, its spans in order, and others that can't be mistaken for it."""
+"""Variable tracking: a chain that can be followed by hand, its spans in order, and others beside it."""
 
 from __future__ import annotations
 

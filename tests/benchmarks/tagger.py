@@ -97,9 +97,8 @@ def report(name: str, known: Agreement, edges: tuple[float, float]) -> None:
     print("| category | sentences | precision | recall |\n|---|---|---|---|")
     for category in CATEGORIES:
         if category in known.count:
-            print(
-                f"| {category} | {known.count[category]} | {known.precision[category]:.2f} | {known.recall[category]:.2f} |"
-            )
+            shares = f"{known.precision[category]:.2f} | {known.recall[category]:.2f}"
+            print(f"| {category} | {known.count[category]} | {shares} |")
     print()
 
 
