@@ -98,13 +98,13 @@ def labelled(path: str | PathLike[str]) -> Trace:
     PromptError
         When the file can't be read or lacks something, and when a sentence isn't in the solution where it should be.
     """
-    what = f"The trace {str(path)!r}"
+    what = f"trace {str(path)!r}"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise PromptError(f"Can't read the trace {str(path)!r}: {error.strerror}.") from error
+        raise PromptError(f"Can't read the {what}: {error.strerror}.") from error
     except ValueError as error:
-        raise PromptError(f"{what} isn't valid JSON in UTF-8: {error}.") from error
+        raise PromptError(f"The {what} isn't valid JSON in UTF-8: {error}.") from error
     return _labelled(content, what)
 
 
@@ -182,18 +182,20 @@ def trace(
         check_count("trace", number, 0, len(TRACES) - 1)
         name = TRACES[number]
     text = (files("attngraph.tasks") / "data" / f"{name}.json").read_text(encoding="utf-8")
-    return _prompt(tokenizer, _labelled({**json.loads(text), "trace": name}, f"The trace {name!r}"), length, until)
+    return _prompt(tokenizer, _labelled({**json.loads(text), "trace": name}, f"trace {name!r}"), length, until)
 
 
 def _labelled(content: Any, what: str) -> Trace:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in ("prompt", "solution")):
-        raise PromptError(f'{what} needs an object with the strings "prompt" and "solution".')
+        raise PromptError(f'The {what} needs an object with the strings "prompt" and "solution".')
     sentences = content.get("sentences")
     if not isinstance(sentences, list) or not sentences:
-        raise PromptError(f'{what} needs "sentences", a list with one at least; for bare text there is `from_text`.')
+        raise PromptError(
+            f'The {what} needs "sentences", a list with one at least; for bare text there is `from_text`.'
+        )
     question = content.get("question", content["prompt"])
     if not isinstance(question, str) or not (question := question.strip()) or question not in content["prompt"]:
-        raise PromptError(f'"question" of {what[0].lower()}{what[1:]} is not a part of its prompt.')
+        raise PromptError(f'"question" of the {what} is not a part of its prompt.')
     return Trace(
         content["prompt"],
         question,
@@ -208,14 +210,15 @@ def _located(solution: str, sentences: Sequence[Any], what: str) -> Iterator[tup
     """Where each sentence is in the solution, one after the other; white space may differ."""
     reached = 0
     for index, sentence in enumerate(sentences):
-        words = sentence.get("text", "").split() if isinstance(sentence, dict) else []
+        text = sentence.get("text") if isinstance(sentence, dict) else None
+        words = text.split() if isinstance(text, str) else []
         if not words:
-            raise PromptError(f'Sentence {index} of {what[0].lower()}{what[1:]} has no "text".')
+            raise PromptError(f'Sentence {index} of the {what} has no "text".')
         found = re.compile(r"\s+".join(map(re.escape, words))).search(solution, reached)
         if found is None:
             raise PromptError(
-                f"{what} has no sentence {index}, {' '.join(words)[:60]!r}, in its solution after character {reached}; "
-                f"sentences must be in order, and differ from the solution in white space alone."
+                f"The {what} has no sentence {index}, {' '.join(words)[:60]!r}, in its solution after character "
+                f"{reached}; sentences must be in order, and differ from the solution in white space alone."
             )
         yield found.span()
         reached = found.end()
@@ -223,9 +226,9 @@ def _located(solution: str, sentences: Sequence[Any], what: str) -> Iterator[tup
 
 def _known(sentence: Mapping[str, Any], index: int, what: str) -> dict[str, Any]:
     tags = sentence.get("tags") or [None]
-    if tags[0] is not None and tags[0] not in CATEGORIES:
+    if not isinstance(tags, list) or tags[0] not in (None, *CATEGORIES):
         raise PromptError(
-            f"Sentence {index} of {what[0].lower()}{what[1:]} has the tag {tags[0]!r}, which is not one of "
+            f"Sentence {index} of the {what} has the tags {tags!r}, which must be a list that begins with one of "
             f"{', '.join(CATEGORIES)}."
         )
     rest = {key: value for key, value in sentence.items() if key not in ("text", "tags")}
@@ -244,9 +247,8 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, trace: Trace, length: int | None
         return prompt
     if until == "answer":
         raise PromptError(
-            f"length={length!r} is too short: up to its answer this trace has {len(prompt)} tokens; give at "
-            f"least as many, or "
-            f"until='end'."
+            f"length={length!r} is too short: up to its answer this trace has {len(prompt)} tokens; give at least "
+            f"as many, or until='end'."
         )
     # The first tokens stay the same where less follows, so this is settled in one step, or two at an odd edge.
     count = sum(span.end <= length for span in prompt.spans if span.name.startswith("sentence:"))

@@ -117,7 +117,15 @@ def test_a_length_keeps_whole_sentences(trace_file: Path) -> None:
         ({"sentences": [{"tags": []}]}, 'Sentence 0 of the trace .* has no "text"'),
         ({"sentences": ["So"]}, 'Sentence 0 of the trace .* has no "text"'),
         ({"sentences": [{"text": "Yes."}, {"text": "I have to add."}]}, "has no sentence 1, 'I have to add.'"),
-        ({"sentences": [{"text": "Yes.", "tags": ["joke"]}]}, "has the tag 'joke', which is not one of problem_setup"),
+        (
+            {"sentences": [{"text": "Yes.", "tags": ["joke"]}]},
+            r"has the tags \['joke'\], which must be .* one of problem",
+        ),
+        (
+            {"sentences": [{"text": "Yes.", "tags": "self_checking"}]},
+            "has the tags 'self_checking', which must be a list",
+        ),
+        ({"sentences": [{"text": 5}]}, 'Sentence 0 of the trace .* has no "text"'),
         ({"question": "what is 3?"}, '"question" of the trace .* is not a part of its prompt'),
         ({"question": 3}, '"question" of the trace'),
     ],
