@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from attngraph.models import LanguageModel
     from attngraph.store import Fidelity, Outcome, Run
 
-
 DEFAULT_LENGTH = 4096
 
 
@@ -117,8 +116,9 @@ def capture(
         raise ConfigError("Give exactly one of --task NAME, --prompt FILE.json, --text FILE.txt and --trace FILE.json.")
     if option and (prompt or text):
         raise ConfigError("--option is for --task and --trace; a prompt file or a text is read as it is.")
-    options = {"length": length, "depth": depth, "haystack": haystack, "trace": None if trace is None else str(trace)}
-    options = {name: value for name, value in options.items() if value is not None} | task_options(option or ())
+    given = {"length": length, "depth": depth, "haystack": haystack, "trace": None if trace is None else str(trace)}
+    options = {"seed": seed} | {name: value for name, value in given.items() if value is not None}
+    options |= task_options(option or ())
     if task is not None:
         config.budget_for(length or DEFAULT_LENGTH)  # the prompt has at most this many tokens
     lm = load(model, store)
@@ -128,7 +128,7 @@ def capture(
     elif text is not None:
         made = ag.Prompt.from_text(tokenizer, _read(text))
     else:
-        made = ag.tasks.make(task or "reasoning", tokenizer, seed=seed, **options)
+        made = ag.tasks.make(task or "reasoning", tokenizer, **options)
     run = ag.capture(lm, made, config, store=store)
     if json:
         print_json(manifest_document(run))

@@ -57,7 +57,7 @@ TASKS = {
 }
 
 
-def make(task: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Prompt:
+def make(task: str, tokenizer: PreTrainedTokenizerBase, /, **options: Any) -> Prompt:
     """A prompt of the task named `task`.
 
     Parameters

@@ -86,6 +86,7 @@ def test_bad_options_are_refused_before_the_model_is_looked_for(command, tmp_pat
     ("flags", "message"),
     [
         (("--task", "multikey", "--option", "hops=2"), "The task 'multikey' can't be made with"),
+        (("--task", "multikey", "--option", "task=1"), "The task 'multikey' can't be made with"),
         (("--task", "common_words", "--depth", 0.5), "The task 'common_words' can't be made with"),
         (("--task", "variable_tracking", "--option", "hops=9"), "hops=9 must be a whole number from 1 to 4"),
         (("--task", "reasoning", "--option", "trace=boats"), f"trace='boats' is not one of {', '.join(TRACES)}"),
