@@ -10,7 +10,7 @@ hypothesis (which only it needs)::
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attngraph.config import StreamConfig
-from attngraph.store import Cost, Fidelity, Manifest, ModelInfo, PromptInfo, Pruned, Run, RunWriter, SpanInfo
+from attngraph.store import Cost, Fidelity, Manifest, ModelInfo, Outcome, PromptInfo, Pruned, Run, RunWriter, SpanInfo
 
 if TYPE_CHECKING:
     from attngraph.graph.testing import layered_graphs as layered_graphs
@@ -46,6 +46,8 @@ def write_random_run(
     targets: Sequence[int] | None = None,
     model: str = "random",
     task: str | None = "needle",
+    success: bool | None = None,
+    metadata: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Run:
     """Write a run of random attention to a store, deterministic but for its id.
@@ -63,6 +65,10 @@ def write_random_run(
         Token positions; the last token by default.
     model, task
         Names for the manifest.
+    success
+        The outcome; None for a run without one.
+    metadata
+        Of the prompt, beside the seed.
     seed
         Seed of the random numbers.
     """
@@ -80,9 +86,9 @@ def write_random_run(
             SpanInfo(name=name, start=int(start * tokens), end=max(int(start * tokens) + 1, int(end * tokens)))
             for name, start, end in SPANS
         ),
-        metadata={"seed": seed},
+        metadata={"seed": seed, **(metadata or {})},
     )
-    manifest = _random_manifest(_model_info(model, layers, heads), prompt, config)
+    manifest = _random_manifest(_model_info(model, layers, heads), prompt, config, success)
     random = np.random.default_rng(seed)
     with RunWriter(store) as writer:
         for layer in range(layers):
@@ -210,7 +216,20 @@ def _model_info(model: str, layers: int, heads: int) -> ModelInfo:
     )
 
 
-def _random_manifest(model: ModelInfo, prompt: PromptInfo, config: StreamConfig) -> Manifest:
+def _outcome(success: bool) -> Outcome:
+    said, score = ("42", 1.0) if success else ("17", 0.0)
+    return Outcome(
+        expected="42",
+        dense_answer=said,
+        sparse_answer=said,
+        dense_score=score,
+        sparse_score=score,
+        success=success,
+        margin=2.0 if success else -2.0,
+    )
+
+
+def _random_manifest(model: ModelInfo, prompt: PromptInfo, config: StreamConfig, success: bool | None) -> Manifest:
     matching = Fidelity(
         n_match=2,
         dense_tokens=(4, 2),
@@ -237,6 +256,7 @@ def _random_manifest(model: ModelInfo, prompt: PromptInfo, config: StreamConfig)
         prompt=prompt,
         config=config,
         fidelity=matching,
+        outcome=None if success is None else _outcome(success),
         cost=cost,
         environment={"python": "3.11"},
     )

@@ -6,6 +6,7 @@ from attngraph_analyses.betweenness import Betweenness, betweenness
 from attngraph_analyses.bottlenecks import Bottlenecks, bottlenecks
 from attngraph_analyses.curvature import Curvature, curvature
 from attngraph_analyses.cuts import Cut, minimum_cut
+from attngraph_analyses.diff import Diff, diff
 from attngraph_analyses.dominators import Dominators, dominators
 from attngraph_analyses.heads import HeadRoles, head_roles
 from attngraph_analyses.influence import Influence, influence
@@ -13,6 +14,7 @@ from attngraph_analyses.nulls import Compared, Null, Question, compare
 from attngraph_analyses.profile import InfluenceProfile, influence_profile
 from attngraph_analyses.reach import Reach, reach
 from attngraph_analyses.resistance import CurrentFlow, current_flow
+from attngraph_analyses.role_features import RoleFeatures, role_features
 from attngraph_analyses.routes import Hop, Route, Routes, routes
 from attngraph_analyses.sensitivity import Sensitivity, sensitivity
 from attngraph_analyses.sequences import SequenceWeight, sequence_weight
@@ -28,6 +30,7 @@ __all__ = [
     "CurrentFlow",
     "Curvature",
     "Cut",
+    "Diff",
     "Dominators",
     "HeadRoles",
     "HeadStability",
@@ -37,6 +40,7 @@ __all__ = [
     "Null",
     "Question",
     "Reach",
+    "RoleFeatures",
     "Route",
     "Routes",
     "Sensitivity",
@@ -49,6 +53,7 @@ __all__ = [
     "compare",
     "current_flow",
     "curvature",
+    "diff",
     "dominators",
     "head_roles",
     "head_stability",
@@ -57,6 +62,7 @@ __all__ = [
     "minimum_cut",
     "prune",
     "reach",
+    "role_features",
     "routes",
     "sensitivity",
     "sequence_weight",
