@@ -31,7 +31,7 @@ from attngraph.store import Run
 from attngraph_analyses.effects import effects, intervals
 from attngraph_analyses.groups import STRATA, Grouped, grouped
 from attngraph_analyses.networks import Hops, network_based_statistic
-from attngraph_analyses.permutation import BoolArray, Statistic, Tested, check_permutations, max_t
+from attngraph_analyses.permutation import Statistic, Tested, check_permutations, max_t
 from attngraph_analyses.role_features import FEATURES, HOP_FEATURES, KEYS, RoleFeatures, role_features
 from attngraph_analyses.roles import OUTPUT
 from attngraph_analyses.route_differences import route_differences
@@ -287,7 +287,7 @@ def _family(
     common = ~np.isnan(values).any(0)
     if not common.any():
         raise GraphError("The runs have none of the wanted features in common, so there is nothing to test.")
-    return keys.drop("number").filter(common), values[:, common], int((~common).sum())
+    return keys.drop("number")[np.flatnonzero(common)], values[:, common], int((~common).sum())
 
 
 def _tests(tested: Tested) -> pl.DataFrame:
@@ -299,8 +299,9 @@ def _components(
 ) -> pl.DataFrame:
     """Hops of connected components, the largest component first."""
     schema = {"component": pl.Int64, "size": pl.Int64, "p": pl.Float64}
-    is_hop: BoolArray = (runs.keys["feature"] == network).to_numpy() & ~np.isnan(runs.values[found.runs]).any(0)
-    keys = runs.keys.filter(is_hop)
+    common = ~np.isnan(runs.values[found.runs]).any(0)
+    is_hop = np.flatnonzero((runs.keys["feature"] == network).to_numpy() & common)
+    keys = runs.keys[is_hop]
     if not len(keys):
         raise GraphError(f"The runs have no hops with network={network!r} in common; name another feature.")
     values = runs.values[found.runs][:, is_hop].astype(np.float64)
@@ -330,9 +331,8 @@ def _not_covered(
         "What differs inside a stratum beside the groups, such as the needle's depth, is not held fixed.",
     ]
     if not tested.exact:
-        tell.append(
-            f"No p is below 1 / {tested.permutations + 1}, so a lone feature among {len(tested.t)} can't reach a small q."
-        )
+        count = len(tested.t) - constant
+        tell.append(f"No p is below 1 / {tested.permutations + 1}, so no lone feature among {count} reaches a small q.")
     if left_out:
         tell.append(f"{left_out} runs of other groups, or of strata with one group only, have no part in this.")
     if lacking:
@@ -341,7 +341,7 @@ def _not_covered(
         tell.append(f"{constant} features that don't vary within strata were left out.")
     if runs.without_walks:
         tell.append(
-            f"{len(runs.without_walks)} runs have no walk from {runs.target!r} to {runs.source!r}, so throughput, width "
+            f"{len(runs.without_walks)} runs have no walk from {runs.target!r} to {runs.source!r}: throughput, width "
             f"and routes were left out for all."
         )
     if by == "model":

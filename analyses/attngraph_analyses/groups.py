@@ -99,8 +99,8 @@ def grouped(
     for name in names:
         if values[0].count(name) < 2:
             raise GraphError(
-                f"{by}={name!r} holds for {values[0].count(name)} of {len(manifests)} runs; a comparison needs at least "
-                f"2 of each group. Capture more seeds, or prompts of another difficulty."
+                f"{by}={name!r} holds for {values[0].count(name)} of {len(manifests)} runs; a comparison needs at "
+                f"least 2 of each group. Capture more seeds, or prompts of another difficulty."
             )
     conditions = list(zip(*values[1:], strict=True)) or [()] * len(manifests)
     texts = [", ".join(condition) for condition in conditions]
@@ -163,15 +163,13 @@ def _listed(values: list[str]) -> str:
 
 def _check_models(manifests: Sequence[Manifest], by: str, strata: Iterable[str]) -> None:
     models = [manifest.model.id for manifest in manifests]
-    if len(set(models)) == 1:
-        return
-    shapes = {(manifest.model.layers, manifest.model.heads) for manifest in manifests}
-    if len(shapes) > 1:
+    shapes = [f"{manifest.model.layers} layers of {manifest.model.heads} heads" for manifest in manifests]
+    if len(set(shapes)) > 1:
         raise ConfigError(
-            f"The runs are of models with different layers and heads: {_listed(models)}. Heads of one have no "
-            f"counterpart in another; compare runs of one model."
+            f"The runs are of models of different shapes: {_listed(shapes)}. Heads of one have no counterpart in "
+            f"another; compare runs of one model."
         )
-    if by != "model" and "model" not in strata:
+    if len(set(models)) > 1 and by != "model" and "model" not in strata:
         raise ConfigError(
             f"The runs are of several models: {_listed(models)}. Name 'model' among the strata, or compare runs of one."
         )

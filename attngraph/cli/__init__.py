@@ -15,6 +15,7 @@ from attngraph.cli.bottlenecks import bottlenecks
 from attngraph.cli.capture import capture
 from attngraph.cli.cuts import cuts
 from attngraph.cli.demo import demo
+from attngraph.cli.diff import diff
 from attngraph.cli.estimate import estimate
 from attngraph.cli.heads import heads
 from attngraph.cli.influence import influence
@@ -34,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, estimate, capture, routes, influence, throughput, bottlenecks, cuts, heads, ls, verify):
+for command in (demo, estimate, capture, routes, influence, throughput, bottlenecks, cuts, heads, diff, ls, verify):
     app.command()(command)
 
 
