@@ -1,6 +1,6 @@
 """Differences between two groups of runs: what do successes do that failures don't?
 
-1. Every run becomes a vector of features by layer, head and role (`attngraph_analyses.role_features`), so that prompts
+1. Every run becomes a vector of features by layer, head and role (`attngraph_analyses.run_features`), so that prompts
    of different lengths and needle depths can be compared.
 2. Every feature is tested by permutation within strata (task, model, length, config), with a family-wise p over all of
    them by max-T and a false discovery rate by Benjamini & Hochberg (`attngraph_analyses.permutation`), and gets effect
@@ -29,12 +29,13 @@ from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph.store import Run
 from attngraph_analyses.effects import effects, intervals
-from attngraph_analyses.groups import STRATA, Grouped, grouped
-from attngraph_analyses.networks import Hops, network_based_statistic
+from attngraph_analyses.groups import STRATA, grouped
+from attngraph_analyses.networks import component_table
 from attngraph_analyses.permutation import Statistic, Tested, check_permutations, max_t
-from attngraph_analyses.role_features import FEATURES, HOP_FEATURES, KEYS, RoleFeatures, role_features
+from attngraph_analyses.role_features import RoleFeatures, role_features
 from attngraph_analyses.roles import OUTPUT
 from attngraph_analyses.route_differences import route_differences
+from attngraph_analyses.run_features import FEATURES, HOP_FEATURES, KEYS
 
 STRATUM = {"stratum": pl.String(), "first": pl.Int64(), "second": pl.Int64()}
 
@@ -66,7 +67,7 @@ class Diff(ArrowTable):
     level
         Confidence level of the intervals.
     source, target, k, policy
-        Of throughput, width and routes; see `attngraph_analyses.role_features`.
+        Of throughput, width and routes; see `attngraph_analyses.run_features`.
     completeness
         Least and median share of the targets' walks that never leaves the recorded edges; None where it isn't known.
     not_covered
@@ -181,7 +182,7 @@ def diff(
     source, target, k
         Ends of throughput, width and routes, and how many best routes of every run are looked at.
     features
-        Kinds of features to test: all by default, see `attngraph_analyses.role_features`. Fewer make a smaller family.
+        Kinds of features to test: all by default, see `attngraph_analyses.run_features`. Fewer make a smaller family.
     only
         A table with the columns feature, layer, head, query_role, key_role: test these alone.
     statistic
@@ -238,7 +239,7 @@ def diff(
             found.strata, schema={"stratum": pl.String, "first": pl.Int64, "second": pl.Int64}, orient="row"
         ),
         table=table,
-        components=_components(runs, found, network, threshold, gap, chance),
+        components=component_table(runs, found, network, threshold, gap, **chance),
         routes=route_differences(runs, found, permutations=permutations, seed=seed),
         statistic=statistic,
         permutations=tested.permutations,
@@ -292,35 +293,6 @@ def _family(
 
 def _tests(tested: Tested) -> pl.DataFrame:
     return pl.DataFrame({"t": tested.t, "p": tested.p, "p_family": tested.p_family, "q": tested.q})
-
-
-def _components(
-    runs: RoleFeatures, found: Grouped, network: str, threshold: float, gap: int, chance: dict[str, Any]
-) -> pl.DataFrame:
-    """Hops of connected components, the largest component first."""
-    schema = {"component": pl.Int64, "size": pl.Int64, "p": pl.Float64}
-    common = ~np.isnan(runs.values[found.runs]).any(0)
-    is_hop = np.flatnonzero((runs.keys["feature"] == network).to_numpy() & common)
-    keys = runs.keys[is_hop]
-    if not len(keys):
-        raise GraphError(f"The runs have no hops with network={network!r} in common; name another feature.")
-    values = runs.values[found.runs][:, is_hop].astype(np.float64)
-    names = sorted({*keys["key_role"], *keys["query_role"]})
-    numbers = {name: number for number, name in enumerate(names)}
-    hops = Hops(
-        keys["layer"].to_numpy(),
-        *(np.array([numbers[name] for name in keys[column]]) for column in ("key_role", "query_role")),
-    )
-    result = network_based_statistic(values, hops, found.labels, threshold=threshold, gap=gap, **chance)
-    rows = np.flatnonzero(result.member >= 0)
-    component = result.member[rows]
-    frame = pl.DataFrame(
-        {"component": component, "size": result.size[component], "p": result.p[component]}, schema=schema
-    )
-    named = keys[rows].select("layer", "head", "query_role", "key_role")
-    return pl.concat([frame, named, pl.DataFrame({"t": result.t[rows]})], how="horizontal").sort(
-        "component", "layer", "head", "query_role", "key_role", maintain_order=True
-    )
 
 
 def _not_covered(

@@ -14,14 +14,16 @@ It says that a component differs, not which of its hops does.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from attngraph.errors import ConfigError
+from attngraph.errors import ConfigError, GraphError
 from attngraph.graph.source import FloatArray, IntArray
+from attngraph_analyses.groups import Grouped
 from attngraph_analyses.permutation import (
     TIE,
     BoolArray,
@@ -35,6 +37,7 @@ from attngraph_analyses.permutation import (
     standardised,
     t_of,
 )
+from attngraph_analyses.role_features import RoleFeatures
 
 
 class Hops(NamedTuple):
@@ -109,6 +112,57 @@ def network_based_statistic(
     extra = 0 if exact else 1
     counts = (largest[:, None] >= size[None]).sum(0)
     return Components(member[0], size, (counts + extra) / (len(largest) + extra), t_of(observed, labels))
+
+
+def component_table(
+    runs: RoleFeatures, found: Grouped, feature: str, threshold: float, gap: int, **chance: Any
+) -> pl.DataFrame:
+    """The hops of connected components of one feature that differs, the largest component first.
+
+    Parameters
+    ----------
+    runs, found
+        The runs' features, and their groups.
+    feature
+        One of those that belong to hops.
+    threshold, gap, **chance
+        As for `network_based_statistic`.
+
+    Returns
+    -------
+    polars.DataFrame
+        component, size, p, layer, head, query_role, key_role, t.
+
+    Raises
+    ------
+    ConfigError
+        If the threshold or the gap is out of range.
+    GraphError
+        If not all runs have the feature.
+    """
+    schema = {"component": pl.Int64, "size": pl.Int64, "p": pl.Float64}
+    common = ~np.isnan(runs.values[found.runs]).any(0)
+    is_hop = np.flatnonzero((runs.keys["feature"] == feature).to_numpy() & common)
+    keys = runs.keys[is_hop]
+    if not len(keys):
+        raise GraphError(f"The runs have no hops with the feature {feature!r} in common; name another feature.")
+    values = runs.values[found.runs][:, is_hop].astype(np.float64)
+    names = sorted({*keys["key_role"], *keys["query_role"]})
+    numbers = {name: number for number, name in enumerate(names)}
+    hops = Hops(
+        keys["layer"].to_numpy(),
+        *(np.array([numbers[name] for name in keys[column]]) for column in ("key_role", "query_role")),
+    )
+    result = network_based_statistic(values, hops, found.labels, threshold=threshold, gap=gap, **chance)
+    rows = np.flatnonzero(result.member >= 0)
+    component = result.member[rows]
+    frame = pl.DataFrame(
+        {"component": component, "size": result.size[component], "p": result.p[component]}, schema=schema
+    )
+    named = keys[rows].select("layer", "head", "query_role", "key_role")
+    return pl.concat([frame, named, pl.DataFrame({"t": result.t[rows]})], how="horizontal").sort(
+        "component", "layer", "head", "query_role", "key_role", maintain_order=True
+    )
 
 
 def joined(kept: BoolArray, hops: Hops, gap: int) -> tuple[IntArray, IntArray]:

@@ -14,7 +14,8 @@ from attngraph.store import Run, open_store
 from attngraph.testing import write_random_run
 from attngraph_analyses import Diff, diff, role_features
 from attngraph_analyses.groups import field_of, grouped
-from attngraph_analyses.role_features import KEYS, RoleFeatures
+from attngraph_analyses.role_features import RoleFeatures
+from attngraph_analyses.run_features import KEYS
 
 SIZE = {"layers": 2, "heads": 2, "blocks": 16, "budget": 6}
 PLANTED = {"feature": "mass", "layer": 1, "head": 0, "query_role": "output", "key_role": "haystack"}

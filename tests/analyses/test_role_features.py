@@ -14,8 +14,9 @@ from attngraph.graph.testing import layer_arrays
 from attngraph.store import Run, open_store
 from attngraph.testing import write_random_run
 from attngraph_analyses import bottlenecks, role_features, routes, throughput
-from attngraph_analyses.role_features import FEATURES, RoleFeatures
+from attngraph_analyses.role_features import RoleFeatures
 from attngraph_analyses.roles import roles_of
+from attngraph_analyses.run_features import FEATURES
 
 
 @pytest.fixture(scope="module")

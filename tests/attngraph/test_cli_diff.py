@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from attngraph.testing import write_random_run
-from attngraph_analyses.role_features import KEYS
+from attngraph_analyses.run_features import KEYS
 
 
 @pytest.fixture(scope="module")
