@@ -235,9 +235,7 @@ def diff(
         by=by,
         groups=found.names,
         strata=tuple(name for name in strata if name != by),
-        runs=pl.DataFrame(
-            found.strata, schema={"stratum": pl.String, "first": pl.Int64, "second": pl.Int64}, orient="row"
-        ),
+        runs=pl.DataFrame(found.strata, schema=STRATUM, orient="row"),
         table=table,
         components=component_table(runs, found, network, threshold, gap, **chance),
         routes=route_differences(runs, found, permutations=permutations, seed=seed),
@@ -302,9 +300,9 @@ def _not_covered(
         "A difference is an association: whether it makes the difference takes a knockout.",
         "What differs inside a stratum beside the groups, such as the needle's depth, is not held fixed.",
     ]
-    if not tested.exact:
-        count = len(tested.t) - constant
-        tell.append(f"No p is below 1 / {tested.permutations + 1}, so no lone feature among {count} reaches a small q.")
+    count, least = len(tested.t) - constant, 1 / (tested.permutations + 1)
+    if count * least > 0.05:
+        tell.append(f"No p is below {least:.2g}, so no lone feature among {count} reaches a q of .05; p_family can.")
     if left_out:
         tell.append(f"{left_out} runs of other groups, or of strata with one group only, have no part in this.")
     if lacking:

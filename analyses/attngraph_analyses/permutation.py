@@ -36,6 +36,8 @@ Statistic = Literal["rank", "t"]
 
 TIE = 1e-5
 """Correlations that differ by no more count as equal: products are taken in float32."""
+SAME = 1e-6
+"""Values that differ by less than this share of the greatest are the same: runs are kept in float32."""
 CHUNK = 8_000_000
 """Permuted statistics held at once."""
 
@@ -144,16 +146,15 @@ def standardised(values: FloatArray, labels: Labels, statistic: Statistic) -> tu
     values
         ``[runs, features]``, finite.
     """
-    centred = np.empty_like(values)
+    centred, ranked = np.empty_like(values), np.empty_like(values)
     for runs in labels.strata:
-        part = values[runs]
-        if statistic == "rank":
-            part = rankdata(part, axis=0)
-        centred[runs] = part - part.mean(0)
-    norm = np.sqrt((centred**2).sum(0))
-    scale = np.maximum(np.abs(values).max(0, initial=0.0), np.finfo(np.float64).tiny)
-    varies = norm > 1e-9 * (1.0 if statistic == "rank" else scale)  # what rounding leaves of equal values isn't news
-    return np.where(varies, centred / np.where(varies, norm, 1.0), 0.0), varies
+        centred[runs] = values[runs] - values[runs].mean(0)
+        ranked[runs] = rankdata(values[runs], axis=0) if statistic == "rank" else 0.0
+        ranked[runs] -= ranked[runs].mean(0)
+    varies = np.abs(centred).max(0, initial=0.0) > SAME * np.abs(values).max(0, initial=0.0)
+    chosen = ranked if statistic == "rank" else centred
+    norm = np.sqrt((chosen**2).sum(0))
+    return np.where(varies, chosen / np.where(varies, norm, 1.0), 0.0), varies
 
 
 def assignments(labels: Labels, permutations: int, seed: int) -> tuple[BoolArray, bool]:
