@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = {"found": range(options.found), "fresh": range(1000, 1000 + options.fresh)}
     capture(options, [seed for part in seeds.values() for seed in part])
     runs = {run.manifest.prompt.metadata["seed"]: run for run in matching(options)}
-    features = {name: ag.role_features(runs[seed] for seed in part) for name, part in seeds.items()}
+    features = ag.role_features(runs[seed] for seed in seeds["found"])
 
-    found = ag.diff(features["found"])
+    found = ag.diff(features)
     named = found.significant()
     print(
         f"\n{heading(found)}: {len(named)} of {len(found.table)} features with family-wise p ≤ .05, "
@@ -60,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("routes:")
     show(found.routes.filter(pl.col("p_family") <= 0.05).head(SHOWN))
 
-    alarms = shuffled(features["found"], options.shuffles)
+    alarms = shuffled(features, options.shuffles)
     print(f"shuffled outcomes: {alarms} of {options.shuffles} with any family-wise p ≤ .05")
 
-    if len(named):
-        confirm(features["fresh"], named, options.store)
+    if len(named) and options.fresh:
+        confirm(ag.role_features(runs[seed] for seed in seeds["fresh"]), named, options.store)
     named.write_parquet(options.store / "named.parquet")
     for line in found.not_covered:
         print("-", line)
