@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -28,20 +30,26 @@ def values_of(runs: RoleFeatures, key: dict[str, object]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 runs that succeed where a head of the output reads much of the haystack; decided before they are written."""
-    seeds = [{"seed": seed, **SIZE} for seed in range(20)]
-    scratch, folder = tmp_path_factory.mktemp("scratch"), tmp_path_factory.mktemp("store")
-    planted = values_of(role_features([write_random_run(scratch, **options) for options in seeds], k=1), PLANTED)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """20 runs that succeed where a head of the output reads much of the haystack."""
+    folder = tmp_path_factory.mktemp("store")
+    written = [
+        write_random_run(folder, seed=seed, success=True, metadata={"group": "abc"[seed % 3]}, **SIZE)
+        for seed in range(20)
+    ]
+    planted = values_of(role_features(written, k=1), PLANTED)
     limit = np.median(planted)
-    for options, value in zip(seeds, planted, strict=True):
-        write_random_run(folder, **options, success=bool(value > limit), metadata={"group": "abc"[options["seed"] % 3]})
-    return folder
+    return [with_success(run, bool(value > limit)) for run, value in zip(written, planted, strict=True)]
+
+
+def with_success(run: Run, success: bool) -> Run:
+    outcome = msgspec.structs.replace(run.manifest.outcome, success=success)
+    return replace(run, manifest=msgspec.structs.replace(run.manifest, outcome=outcome))
 
 
 @pytest.fixture(scope="module")
-def features(store: Path) -> RoleFeatures:
-    return role_features(open_store(store), k=3)
+def features(runs: list[Run]) -> RoleFeatures:
+    return role_features(runs, k=3)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +88,7 @@ def test_the_table_is_sorted_and_whole(found: Diff):
     assert 0 < found.completeness[0] <= found.completeness[1] <= 1
 
 
-def test_the_order_of_the_runs_is_irrelevant(store: Path, found: Diff):
-    runs = list(open_store(store))
+def test_the_order_of_the_runs_is_irrelevant(runs: list[Run], found: Diff):
     again = diff(runs[::-1] + runs[:3], **QUICK)
     assert again.table.equals(found.table)
     assert again.components.equals(found.components)
@@ -195,9 +202,8 @@ def test_two_models_of_one_shape_are_strata(tmp_path: Path):
     assert any("is an assumption" in line for line in models.not_covered)
 
 
-def test_fields_of_a_manifest(store: Path):
-    run = next(iter(open_store(store)))
-    manifest = run.manifest
+def test_fields_of_a_manifest(runs: list[Run]):
+    manifest = runs[0].manifest
     assert field_of(manifest, "outcome") == ("success" if manifest.outcome.success else "failure")
     assert field_of(manifest, "task") == "needle"
     assert field_of(manifest, "length") == "256"  # 253 tokens
@@ -215,7 +221,7 @@ def runs_of(folder: Path, *outcomes: bool | None, **options) -> list[Run]:
     ]
 
 
-def test_groups_that_can_not_be_compared(tmp_path: Path, store: Path):
+def test_groups_that_can_not_be_compared(tmp_path: Path, runs: list[Run]):
     with pytest.raises(ConfigError, match="2 of 3 runs have no outcome: capture prompts that have an answer"):
         diff(runs_of(tmp_path / "a", True, None, None))
     with pytest.raises(GraphError, match="All 3 runs have the outcome 'success'"):
@@ -224,7 +230,6 @@ def test_groups_that_can_not_be_compared(tmp_path: Path, store: Path):
         diff(runs_of(tmp_path / "c", True, True, True, False))
     with pytest.raises(GraphError, match="There are no runs to compare"):
         diff([])
-    runs = list(open_store(store))
     with pytest.raises(ConfigError, match=r"'group' has 3 values, not two: a .7 runs., b .7 runs., c .6 runs."):
         diff(runs, by="group")
     with pytest.raises(ConfigError, match=r"'z'.*are not two different values of 'group'"):
