@@ -26,12 +26,13 @@ import polars as pl
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph import Policy
 from attngraph.graph.arrow import ArrowTable
+from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph.store import Run
 from attngraph_analyses.effects import effects, intervals
 from attngraph_analyses.groups import STRATA, grouped
 from attngraph_analyses.networks import component_table
-from attngraph_analyses.permutation import Statistic, Tested, check_permutations, max_t
+from attngraph_analyses.permutation import BoolArray, Statistic, Tested, check_permutations, max_t
 from attngraph_analyses.role_features import RoleFeatures, role_features
 from attngraph_analyses.roles import OUTPUT
 from attngraph_analyses.route_differences import route_differences
@@ -68,8 +69,11 @@ class Diff(ArrowTable):
         Confidence level of the intervals.
     source, target, k, policy
         Of throughput, width and routes; see `attngraph_analyses.run_features`.
-    completeness
-        Least and median share of the targets' walks that never leaves the recorded edges; None where it isn't known.
+    completeness, completeness_source
+        Median over the runs of the share of the target's walk that never leaves the recorded edges, and how it is
+        known; None where some run's isn't known.
+    completeness_by_group
+        The same median of either group: where they differ, so does what the graphs lack.
     not_covered
         What the result does not say, one sentence each.
     """
@@ -93,7 +97,9 @@ class Diff(ArrowTable):
     target: str
     k: int
     policy: Policy
-    completeness: tuple[float, float] | None
+    completeness: float | None
+    completeness_source: CompletenessSource | None
+    completeness_by_group: tuple[float, float] | None
     not_covered: tuple[str, ...]
 
     def to_polars(self) -> pl.DataFrame:
@@ -139,8 +145,9 @@ class Diff(ArrowTable):
             "network": {"feature": self.network, "threshold": self.threshold, "gap": self.gap},
             "components": self.components.to_dicts(),
             "routes": self.routes.head(len(self.routes) if top is None else top).to_dicts(),
-            "completeness": None if self.completeness is None else self.completeness[1],
-            "completeness_least": None if self.completeness is None else self.completeness[0],
+            "completeness": self.completeness,
+            "completeness_source": self.completeness_source,
+            "completeness_by_group": self.completeness_by_group,
             "not_covered": list(self.not_covered),
         }
 
@@ -251,9 +258,16 @@ def diff(
         target=runs.target,
         k=runs.k,
         policy=runs.policy,
-        completeness=None if np.isnan(known).any() else (float(known.min()), float(np.median(known))),
+        completeness=None if np.isnan(known).any() else float(np.median(known)),
+        completeness_source=None if np.isnan(known).any() else runs.completeness_source,
+        completeness_by_group=None if np.isnan(known).any() else _medians(known, found.labels.first),
         not_covered=_not_covered(runs, by, left_out, lacking, int((~varies).sum()), tested),
     )
+
+
+def _medians(values: FloatArray, first: BoolArray) -> tuple[float, float]:
+    """The median of the first group, and of the second."""
+    return float(np.median(values[first])), float(np.median(values[~first]))
 
 
 def _check(features: Sequence[str], network: str, level: float, top: int, resamples: int) -> None:

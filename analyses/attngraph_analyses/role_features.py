@@ -17,6 +17,7 @@ import polars as pl
 from attngraph.errors import GraphError
 from attngraph.graph import ArraySource, AttentionGraph, Policy
 from attngraph.graph.arrow import ArrowTable
+from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph.graph.transition import Residual, Weight
 from attngraph.store import Manifest, Run
@@ -53,6 +54,8 @@ class RoleFeatures(ArrowTable):
         Ids of the runs that lack throughput, width and routes.
     completeness
         ``[runs]``: share of the target's walk that never leaves the recorded edges, NaN where it isn't known.
+    completeness_source
+        ``"estimated"`` if it is so for any run, else ``"audited"``; None if some run's isn't known.
     """
 
     source: str
@@ -65,6 +68,7 @@ class RoleFeatures(ArrowTable):
     hops: pl.DataFrame
     without_walks: tuple[str, ...]
     completeness: FloatArray
+    completeness_source: CompletenessSource | None
 
     def to_polars(self) -> pl.DataFrame:
         """One row per run and feature that it has.
@@ -135,6 +139,7 @@ def role_features(
         hops=pl.concat([part.hops for part in found]),
         without_walks=tuple(run.id for (_, run), part in zip(chosen, found, strict=True) if not part.has_walks),
         completeness=np.array([part.completeness for part in found]),
+        completeness_source=_common_source([part.completeness_source for part in found]),
     )
 
 
@@ -142,6 +147,13 @@ def length_of(manifest: Manifest) -> int:
     """The prompt's length as it was asked for (metadata ``length``), else its tokens rounded to a power of two."""
     asked = manifest.prompt.metadata.get("length")
     return asked if isinstance(asked, int) else 2 ** round(np.log2(manifest.prompt.tokens))
+
+
+def _common_source(sources: list[CompletenessSource | None]) -> CompletenessSource | None:
+    """How the completeness of several runs is known: as that of the one of which least is known."""
+    if None in sources:
+        return None
+    return "estimated" if "estimated" in sources else "audited"
 
 
 def _aligned(keys: pl.DataFrame, found: list[RunFeatures]) -> npt.NDArray[np.float32]:

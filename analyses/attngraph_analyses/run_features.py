@@ -24,6 +24,7 @@ import numpy.typing as npt
 import polars as pl
 
 from attngraph.graph import AttentionGraph, blocks_of, completeness
+from attngraph.graph.audit import CompletenessSource
 from attngraph.graph.paths import STAY
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph.store import Run
@@ -69,13 +70,14 @@ HOPS: dict[str, pl.DataType] = {
 
 
 class RunFeatures(NamedTuple):
-    """What one run has: features and their values, hops of routes, whether there are walks at all, completeness."""
+    """What one run has: features and values, hops of routes, whether there are any walks, completeness and source."""
 
     keys: pl.DataFrame
     values: npt.NDArray[np.float32]
     hops: pl.DataFrame
     has_walks: bool
     completeness: float
+    completeness_source: CompletenessSource | None
 
 
 def run_features(run: Run, graph: AttentionGraph, source: str, target: str, k: int) -> RunFeatures:
@@ -101,14 +103,15 @@ def run_features(run: Run, graph: AttentionGraph, source: str, target: str, k: i
         passing = _passing(Question(graph, blocks_of(graph, source), target), roles, rows)
     if passing:
         hops = _hops(run, routes(graph, source, target, k), roles)
-    share = completeness(graph, target).share
+    known = completeness(graph, target)
     table = pl.concat([*parts, *passing])
     return RunFeatures(
         keys=table.select(KEYS),
         values=table["value"].to_numpy().astype(np.float32),
         hops=hops,
         has_walks=bool(passing),
-        completeness=np.nan if share is None else share,
+        completeness=np.nan if known.share is None else known.share,
+        completeness_source=known.source,
     )
 
 

@@ -101,7 +101,8 @@ def _foot(document: Mapping[str, Any]) -> list[str]:
     """What else was found, and what it doesn't say."""
     count, network = document["significant"], document["network"]["feature"]
     share = document["completeness"]
-    audited = "dropped attention not audited" if share is None else f"median completeness {share:.3f}"
+    source = document["completeness_source"]
+    audited = "dropped attention not audited" if share is None else f"median completeness {share:.3f} ({source})"
     components = {hop["component"]: f"{hop['size']} hops (p {hop['p']:.2g})" for hop in document["components"]}
     routes = [
         f"{route['route']} ({route['share_first']:.0%}, {route['share_second']:.0%})"

@@ -75,7 +75,7 @@ def test_what_decides_the_outcome_is_found(found: Diff, features: RoleFeatures):
     assert set(found.significant().select("layer", "head", "query_role").rows()) == {(1, 0, "output")}
 
 
-def test_the_table_is_sorted_and_whole(found: Diff):
+def test_the_table_is_sorted_and_whole(found: Diff, features: RoleFeatures):
     assert found.table["p_family"].is_sorted()
     assert (found.table["p"] <= found.table["p_family"]).all()
     assert not any(found.table[name].is_nan().any() for name in ("t", "p", "p_family", "q"))
@@ -84,8 +84,11 @@ def test_the_table_is_sorted_and_whole(found: Diff):
     assert len(found.significant(1.0)) == len(found.table)
     assert pl.DataFrame(found).equals(found.table)
     assert any("takes a knockout" in line for line in found.not_covered)
-    assert found.completeness is not None
-    assert 0 < found.completeness[0] <= found.completeness[1] <= 1
+    assert found.completeness == pytest.approx(np.median(features.completeness))
+    assert found.completeness_source == features.completeness_source == "estimated"
+    success = np.array([manifest.outcome.success for manifest in features.manifests])
+    medians = np.median(features.completeness[success]), np.median(features.completeness[~success])
+    assert found.completeness_by_group == pytest.approx(medians)
 
 
 def test_the_order_of_the_runs_is_irrelevant(runs: list[Run], found: Diff):

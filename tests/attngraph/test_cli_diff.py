@@ -34,7 +34,9 @@ def test_one_json_document(command, store: Path):
     assert document["tested"] > 100
     assert document["significant"]["p_family"] <= document["tested"]
     assert document["not_covered"]
-    assert 0 < document["completeness_least"] <= document["completeness"] <= 1
+    assert 0 < document["completeness"] <= 1
+    assert document["completeness_source"] == "estimated"
+    assert len(document["completeness_by_group"]) == 2
     assert {"components", "routes", "network", "policy", "strata"} <= set(document)
 
 
