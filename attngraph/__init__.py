@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attngraph import errors as errors
     from attngraph import graph as graph
     from attngraph import store as store
+    from attngraph import study as study
     from attngraph import tasks as tasks
     from attngraph import testing as testing
     from attngraph.capture import capture as capture
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from attngraph.tasks import Span as Span
 
 _HOMES = {
+    "ANALYSES": "attngraph_analyses.registry",
     "AttentionGraph": "attngraph.graph",
     "LanguageModel": "attngraph.models",
     "Null": "attngraph_analyses",
@@ -76,7 +78,7 @@ _HOMES = {
     "verify_run": "attngraph.store",
     "verify_store": "attngraph.store",
 }
-_ROOMS = ("errors", "graph", "store", "tasks", "testing")
+_ROOMS = ("errors", "graph", "store", "study", "tasks", "testing")
 
 __all__ = [*_HOMES, *_ROOMS, "StreamConfig", "__version__"]
 

@@ -36,6 +36,10 @@ class StoreError(AttngraphError):
     """A store or a run can't be read or written."""
 
 
+class StudyError(AttngraphError, ValueError):
+    """A study file asks for what there isn't, or can't be carried out."""
+
+
 class RunNotFoundError(StoreError):
     """There is no complete run at this path."""
 

@@ -22,6 +22,7 @@ from attngraph.cli.influence import influence
 from attngraph.cli.ls import ls
 from attngraph.cli.output import keep_quiet, note
 from attngraph.cli.routes import routes
+from attngraph.cli.study import study
 from attngraph.cli.throughput import throughput
 from attngraph.cli.verify import verify
 from attngraph.errors import AttngraphError
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for command in (demo, estimate, capture, routes, influence, throughput, bottlenecks, cuts, heads, diff, ls, verify):
     app.command()(command)
+app.add_typer(study)
 
 
 def _version(wanted: bool) -> None:

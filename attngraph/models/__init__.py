@@ -11,7 +11,7 @@ torch and transformers are imported only when a model is loaded.
 """
 
 from attngraph.models.language_model import LanguageModel
-from attngraph.models.load import load_model
+from attngraph.models.load import load_model, load_tokenizer
 from attngraph.models.sources import BUNDLED
 
-__all__ = ["BUNDLED", "LanguageModel", "load_model"]
+__all__ = ["BUNDLED", "LanguageModel", "load_model", "load_tokenizer"]

@@ -86,6 +86,19 @@ def load_model(
     return LanguageModel.from_parts(model.to(place), tokenizer, id=name)
 
 
+def load_tokenizer(
+    name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model, without the model; None for a local folder without one.
+
+    Parameters and errors are those of `load_model`.
+    """
+    require(*CAPTURE_PACKAGES)
+    source = find(name, revision, cache_dir)
+    with _loading(name):
+        return _tokenizer(source, _where(source))
+
+
 def load_outline(
     name: str,
     *,

@@ -2,6 +2,7 @@
 
 from attngraph.store.encoding import round_mantissa
 from attngraph.store.integrity import Verification, verify_run, verify_store
+from attngraph.store.keys import KeyIndex, remove_idle_locks, working_on
 from attngraph.store.manifest import (
     MANIFEST_FILE,
     BudgetProbe,
@@ -30,6 +31,7 @@ __all__ = [
     "Fidelity",
     "FileInfo",
     "FoundBudget",
+    "KeyIndex",
     "Manifest",
     "ModelInfo",
     "Outcome",
@@ -42,7 +44,9 @@ __all__ = [
     "Verification",
     "open_run",
     "open_store",
+    "remove_idle_locks",
     "round_mantissa",
     "verify_run",
     "verify_store",
+    "working_on",
 ]

@@ -43,7 +43,7 @@ class Partial:
 
     def release(self) -> None:
         """Remove the lock file and give up the claim."""
-        _drop(self.lock)
+        drop(self.lock)
 
     def discard(self) -> None:
         """Remove all that the claim has made: the folder, the lock, and the store if it was made for it."""
@@ -115,7 +115,7 @@ def _remove_if_abandoned(store: Path, run: str) -> bool:
     if folder.exists():
         _logger.info("Removing the unfinished run %s, whose writer is gone.", folder)
         shutil.rmtree(folder)
-    _drop(lock)
+    drop(lock)
     return True
 
 
@@ -134,7 +134,8 @@ def _lock(store: Path, run: str) -> BaseFileLock:
     return FileLock(store / f"{PREFIX}{run}{LOCK_SUFFIX}", thread_local=False)
 
 
-def _drop(lock: BaseFileLock) -> None:
+def drop(lock: BaseFileLock) -> None:
+    """Release a lock that is held, and remove its file."""
     # Unlinked while held, so that nobody can take the lock of a name that is about to vanish. Windows can't
     # do that.
     if os.name == "nt":

@@ -1,0 +1,172 @@
+"""A study's tables, made of what its tasks have left, in the order of the plan.
+
+Every row begins with the columns that tell tasks apart (model, task, config, the task's options) and the key of its
+run. Nothing in them depends on when, where or in which order the runs were made; that is in the table `folders` alone,
+which leads from a key to its run's folder. So two stores made from one study file can be compared table by table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import polars as pl
+
+from attngraph.store import KeyIndex, Run, open_run
+from attngraph.study.plan import Study
+from attngraph.study.records import (
+    Step,
+    failures_document,
+    part_file,
+    table_file,
+    write_frame,
+    write_whole,
+)
+
+RUNS_SUMMARY = ("success", "next_tokens_match", "kl", "margin", "pruned_causal")
+"""What a summary says of the table `runs`; of other tables with one row per run it says everything."""
+
+
+class Captured(NamedTuple):
+    """A task whose run is there: its place in the plan, the key of its run, and the run."""
+
+    number: int
+    key: str
+    run: Run
+
+
+def captured_tasks(steps: Sequence[Step], index: KeyIndex) -> list[Captured]:
+    """The tasks of a study whose run is there, in the order of the plan; files of runs aren't checked again."""
+    return [
+        Captured(number, record.key, open_run(index.folder(record.key), verify="none"))
+        for number, (_, _, record) in enumerate(steps)
+        if record is not None and record.key is not None and record.key in index
+    ]
+
+
+def write_tables(study: Study, captured: Sequence[Captured]) -> None:
+    """Write the tables of every run's facts, folders and answers; where an analysis failed, its table lacks the run."""
+    if not captured:
+        return
+    labels = _labels(study)
+    frames = {
+        "runs": [(one, pl.DataFrame([_facts(one.run)], schema_overrides=_FACTS)) for one in captured],
+        "folders": [(one, pl.DataFrame([_whereabouts(one.run)])) for one in captured],
+        **{
+            analysis.table: [
+                (one, pl.read_parquet(part))
+                for one in captured
+                if (part := part_file(study.output, analysis, one.key)).exists()
+            ]
+            for analysis in study.analyses
+            if analysis.of != "store"
+        },
+    }
+    for table, parts in frames.items():
+        rows = [number for (number, _, _), part in parts for _ in range(len(part))]
+        keys = [key for (_, key, _), part in parts for _ in range(len(part))]
+        said = pl.concat([part for _, part in parts], how="diagonal_relaxed") if parts else pl.DataFrame()
+        labelled = labels[rows].with_columns(key=pl.Series(keys, dtype=pl.String))
+        write_frame(table_file(study.output, table), pl.concat([labelled, said], how="horizontal"))
+
+
+def write_summary(study: Study, steps: Sequence[Step]) -> None:
+    """Write ``failures.jsonl`` and ``summary.json``."""
+    write_whole(study.output / "failures.jsonl", failures_document(steps))
+    document = msgspec.json.format(msgspec.json.encode(_summary(study, steps)), indent=2)
+    write_whole(study.output / "summary.json", document + b"\n")
+
+
+def group_names(study: Study) -> list[str]:
+    """The columns by which runs are put together: all that tell tasks apart, but for the seed and what never varies."""
+    fixed = {"model", "task", "config"}
+    varied = {name for name in study.label_names if len({repr(task.labels.get(name)) for task in study.tasks}) > 1} - {
+        "seed"
+    }
+    return [name for name in study.label_names if name in fixed | varied]
+
+
+def _summary(study: Study, steps: Sequence[Step]) -> dict[str, Any]:
+    states = [state for _, state, _ in steps]
+    tables = {file.stem: pl.read_parquet(file) for file in sorted((study.output / "tables").glob("*.parquet"))}
+    names = group_names(study)
+    groups: dict[str, dict[str, Any]] = {}
+    for table, frame in tables.items():
+        if table == "folders" or not _one_row_per_task(frame, study):
+            continue
+        chosen = RUNS_SUMMARY if table == "runs" else [c for c in frame.columns if c not in (*study.label_names, "key")]
+        for row in _grouped(frame, names, chosen).to_dicts():
+            group = {name: row.pop(name) for name in names}
+            runs = row.pop("runs")
+            entry = groups.setdefault(repr(group), {**group, "runs": runs, "values": {}})
+            entry["values"] |= {column if table == "runs" else f"{table}.{column}": row[column] for column in row}
+    return {
+        "study": study.name,
+        "description": study.description,
+        "tasks": len(steps),
+        **{state: states.count(state) for state in ("done", "failed", "left")},
+        "group_by": names,
+        "groups": list(groups.values()),
+        "tables": [{"table": name, "rows": len(frame)} for name, frame in tables.items()],
+    }
+
+
+def _one_row_per_task(frame: pl.DataFrame, study: Study) -> bool:
+    """Whether a table has the columns that tell tasks apart, and no two rows of the same task."""
+    if not set(study.label_names) <= set(frame.columns):
+        return False
+    return bool(frame.select(study.label_names).is_unique().all())
+
+
+def _grouped(frame: pl.DataFrame, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+    """Per group the number of runs, the share of every truth value that is true, the median of every number."""
+    schema = frame.schema
+    said = [pl.col(name).mean() for name in columns if schema[name] == pl.Boolean]
+    said += [pl.col(name).median() for name in columns if schema[name].is_numeric()]
+    return frame.group_by(names, maintain_order=True).agg(pl.len().alias("runs"), *said)
+
+
+def _labels(study: Study) -> pl.DataFrame:
+    """One row per task: the columns that tell it from the others, null where its task has no such option."""
+    rows = [{name: task.labels.get(name) for name in study.label_names} for task in study.tasks]
+    return pl.DataFrame(rows, infer_schema_length=None, strict=False)
+
+
+_FACTS: dict[str, Any] = {
+    "tokens": pl.Int64,
+    "blocks": pl.Int64,
+    "budget": pl.Int64,
+    "edges": pl.Int64,
+    "pruned_causal": pl.Float64,
+    "pruned_visible": pl.Float64,
+    "next_tokens_match": pl.Boolean,
+    "kl": pl.Float64,
+    "answer_tokens": pl.Int64,
+    "answer_tokens_kept": pl.Int64,
+    "dense_answer_tokens_kept": pl.Int64,
+    "expected": pl.String,
+    "dense_answer": pl.String,
+    "sparse_answer": pl.String,
+    "dense_score": pl.Float64,
+    "sparse_score": pl.Float64,
+    "success": pl.Boolean,
+    "margin": pl.Float64,
+}
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What a run's manifest says of its prompt, its size, its fidelity and its outcome; None where it says nothing."""
+    manifest = run.manifest
+    known = {
+        "budget": manifest.budget,
+        "pruned_causal": manifest.cost.pruned.causal,
+        "pruned_visible": manifest.cost.pruned.visible,
+    }
+    for part in (manifest.prompt, manifest.cost, manifest.fidelity, manifest.outcome):
+        known |= {name: getattr(part, name) for name in _FACTS if hasattr(part, name)}
+    return {name: known.get(name) for name in _FACTS}
+
+
+def _whereabouts(run: Run) -> dict[str, Any]:
+    return {"run": run.id, "created": run.created, "capture_seconds": run.cost.capture_seconds}
