@@ -139,7 +139,7 @@ def _rows(rows: list[dict[str, Any]], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in rows[0] if rows else ():
         number = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     return table

@@ -265,11 +265,15 @@ def _prompts(entry: Mapping[str, Any], where: str) -> list[tuple[str, dict[str, 
 
 def _configs(entry: Mapping[str, Any], where: str) -> list[tuple[str, StreamConfig]]:
     options = dict(entry)
-    name = converted(options.pop("name", "default"), Name, f"{where}.name")
+    name = converted(options.pop("name"), Name, f"{where}.name") if "name" in options else ""
     check_names(options, [field.name for field in fields(StreamConfig)], where)
     alternatives = expanded(options, where)
     varied = [key for key in options if len({repr(one[key]) for one in alternatives}) > 1]
-    return [(" ".join([name, *(f"{key}={one[key]}" for key in varied)]), _config(one, where)) for one in alternatives]
+
+    def label(one: Mapping[str, Any]) -> str:
+        return " ".join([*([name] if name else []), *(f"{key}={one[key]}" for key in varied)]) or "default"
+
+    return [(label(one), _config(one, where)) for one in alternatives]
 
 
 def _config(options: Mapping[str, Any], where: str) -> StreamConfig:
