@@ -114,8 +114,8 @@ class Influence(Answer):
         GraphError
             If no block of `span` is a candidate.
         """
-        end = self._blocks_of(before)[0]
-        blocks = self._blocks_of(span)
+        end = self.blocks_of(before)[0]
+        blocks = self.blocks_of(span)
         competing = blocks[(blocks >= 1) & (blocks < end)]
         if not len(competing):
             raise GraphError(
@@ -124,7 +124,8 @@ class Influence(Answer):
             )
         return int((self.rank[1:end] < self.rank[competing].min()).sum())
 
-    def _blocks_of(self, span: str) -> IntArray:
+    def blocks_of(self, span: str) -> IntArray:
+        """The blocks that a span overlaps, ascending; UnknownNodeError if there is no such span."""
         blocks = np.flatnonzero([span in names for names in self.spans])
         if not len(blocks):
             known = ", ".join(sorted({name for names in self.spans for name in names})) or "none"

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from attngraph.errors import GraphError, NoRouteError
@@ -64,8 +63,7 @@ def influence_rank(
     and excess of the span (the latter of its best block), completeness.
     """
     found = influence(run.graph(**vars(policy)), target, null=null)
-    blocks = np.flatnonzero([span in names for names in found.spans])
-    end = int(np.flatnonzero([before in names for names in found.spans])[0])
+    blocks, end = found.blocks_of(span), int(found.blocks_of(before)[0])
     competing = blocks[(blocks >= 1) & (blocks < end)]
     try:
         rank: int | None = found.rank_of(span, before=before)

@@ -72,7 +72,9 @@ def status(file: StudyFile, store: StoreOption = None, json: Json = False) -> No
     groups = ag.study.status(plan)
     totals = {state: sum(getattr(group, state) for group in groups) for state in ("done", "failed", "left")}
     if json:
-        print_json({**_whereabouts(plan), "tasks": len(plan.tasks), **totals, "groups": groups})
+        print_json(
+            {**_whereabouts(plan), "tasks": len(plan.tasks), **totals, "groups": [group._asdict() for group in groups]}
+        )
         return
     table = Table(title=plan.name, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in (*groups[0].labels, "done", "failed", "left"):

@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from attngraph.study.engines import Assignment, Died, Work, Workers
@@ -31,32 +30,40 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS
 ENDING_SECONDS = 5.0
 """How long a worker has to end when it is asked to."""
 
+_READY = "ready"
+"""What a worker says before its first answer: a task's time doesn't begin before."""
 
-class _Slot:
-    """A place for a worker: its process once it was needed, and the task that it carries out."""
 
-    def __init__(self) -> None:
-        self.process: SpawnProcess | None = None
-        self.connection: Connection | None = None
-        self.group: str | None = None
+class _Worker:
+    """A worker process, its pipe, and the task that it carries out."""
+
+    def __init__(self, work: Work, threads: int, timeout: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, work), daemon=True)
+        with _environment(dict.fromkeys(THREADS, str(threads))), _interrupts_held_back():
+            self.process.start()
+        other.close()
         self.number: int | None = None
+        self.group: str | None = None
         self.deadline = float("inf")
+        self._timeout = timeout
+        self._ready = False
 
-    @property
-    def running(self) -> bool:
-        return self.number is not None
-
-    def send(self, task: Any) -> None:
+    def send(self, assignment: Assignment) -> None:
         """Hand over a task; a worker that is gone is noticed when its answer is waited for."""
-        if self.connection is not None:
-            with contextlib.suppress(OSError):
-                self.connection.send(task)
+        self.number, self.group = assignment.number, assignment.group
+        self._start_clock()
+        with contextlib.suppress(OSError):
+            self.connection.send(assignment.task)
 
     def answer(self) -> Any:
         """The task's answer, `Died`, or None while it runs."""
-        assert self.process is not None and self.connection is not None
         alive = self.process.is_alive()  # asked before the pipe: what was sent before the end is still there
         try:
+            if not self._ready and self.connection.poll():
+                self._ready = self.connection.recv() == _READY
+                self._start_clock()
             if self.connection.poll():
                 return self.connection.recv()
         except (EOFError, OSError):
@@ -68,20 +75,18 @@ class _Slot:
             return Died("it took longer than the engine's timeout")
         return None
 
-    def end(self, *, at_once: bool = False) -> None:
-        """End the process: at once, or by asking it to."""
-        if self.process is None or self.connection is None:
-            return
+    def end(self) -> None:
+        """End the process, first by asking: an idle one ends when its pipe closes."""
         self.connection.close()
-        if at_once:
-            self.process.kill()
-        elif self.running:
+        if self.number is not None:
             self.process.terminate()
         self.process.join(ENDING_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.process, self.connection, self.group, self.number = None, None, None, None
+
+    def _start_clock(self) -> None:
+        self.deadline = time.monotonic() + self._timeout if self._ready else float("inf")
 
 
 class ProcessWorkers(Workers):
@@ -101,62 +106,57 @@ class ProcessWorkers(Workers):
 
     def __init__(self, work: Work, count: int, *, threads: int, timeout: float | None = None) -> None:
         self._work = work
+        self._count = count
         self._threads = threads
         self._timeout = float("inf") if timeout is None else timeout
-        self._slots = [_Slot() for _ in range(count)]
+        self._workers: list[_Worker] = []
 
     @property
     def room(self) -> int:
-        return sum(not slot.running for slot in self._slots)
+        return self._count - len(self._busy())
 
     def at_hand(self) -> tuple[set[str | None], set[str | None]]:
-        free = {slot.group for slot in self._slots if not slot.running}
-        return free, {slot.group for slot in self._slots if slot.running}
+        return {worker.group for worker in self._free()}, {worker.group for worker in self._busy()}
 
     def start(self, assignment: Assignment) -> None:
-        number, task, group = assignment
-        free = [slot for slot in self._slots if not slot.running]
-        slot = min(free, key=lambda slot: (slot.group != group, slot.process is not None))
-        if slot.process is None:
-            self._spawn(slot)
-        slot.number, slot.group, slot.deadline = number, group, time.monotonic() + self._timeout
-        slot.send(task)
+        prepared = [worker for worker in self._free() if worker.group == assignment.group]
+        if not prepared and len(self._workers) < self._count:
+            prepared = [_Worker(self._work, self._threads, self._timeout)]
+            self._workers += prepared
+        (prepared or self._free())[0].send(assignment)
 
     def finished(self, seconds: float | None, /) -> list[tuple[int, Any]]:
         until = time.monotonic() + (float("inf") if seconds is None else seconds)
         while True:
             found = []
-            for slot in self._slots:
-                if slot.number is None or (answer := slot.answer()) is None:
+            for worker in self._busy():
+                if worker.number is None or (answer := worker.answer()) is None:
                     continue
-                found.append((slot.number, answer))
-                slot.number = None
+                found.append((worker.number, answer))
                 if isinstance(answer, Died):
-                    slot.end(at_once=True)
-            running = [slot for slot in self._slots if slot.running]
-            left = min([until, *(slot.deadline for slot in running)]) - time.monotonic()
-            if found or not running or time.monotonic() >= until:
+                    self._workers.remove(worker)
+                    worker.process.kill()
+                    worker.end()
+                worker.number = None
+            busy = self._busy()
+            if found or not busy or time.monotonic() >= until:
                 return found
-            signs: list[Any] = []
-            for slot in running:
-                assert slot.process is not None and slot.connection is not None
-                signs += [slot.connection, slot.process.sentinel]
+            left = min([until, *(worker.deadline for worker in busy)]) - time.monotonic()
+            signs = [sign for worker in busy for sign in (worker.connection, worker.process.sentinel)]
             wait(signs, None if left == float("inf") else max(0.0, left))
 
     def close(self) -> None:
-        for slot in self._slots:
-            if slot.running and slot.process is not None:
-                slot.process.terminate()  # all of them first, so that they end at the same time
-        for slot in self._slots:
-            slot.end()
+        for worker in self._busy():
+            worker.process.terminate()  # all of them first, so that they end at the same time
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
 
-    def _spawn(self, slot: _Slot) -> None:
-        context = multiprocessing.get_context("spawn")
-        slot.connection, other = context.Pipe()
-        slot.process = context.Process(target=_serve, args=(other, self._work), daemon=True)
-        with _environment(dict.fromkeys(THREADS, str(self._threads))), _interrupts_held_back():
-            slot.process.start()
-        other.close()
+    def _free(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.number is None]
+
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.number is not None]
 
 
 def _serve(connection: Connection, work: Work) -> None:
@@ -165,6 +165,7 @@ def _serve(connection: Connection, work: Work) -> None:
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     worker = work()
+    connection.send(_READY)
     while True:
         try:
             task = connection.recv()

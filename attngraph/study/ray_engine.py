@@ -103,13 +103,14 @@ class RayWorkers(Workers):
 
 
 def _connect(ray: Any, settings: EngineSettings) -> None:
-    quiet = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if settings.address is None:
-        wanted = max(cores(), int((settings.workers or 1) * settings.cpus))
-        ray.init(num_cpus=wanted, object_store_memory=settings.object_store_bytes, **quiet)
+        # "local": a cluster of our own, whatever else runs on this machine.
+        store = settings.object_store_bytes
+        ray.init("local", num_cpus=cores(), object_store_memory=store, include_dashboard=False, **quiet)
         return
     try:
-        ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(settings.address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise StudyError(f"engine.address: there is no Ray cluster at {settings.address!r}: {error}.") from error
 
