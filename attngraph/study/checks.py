@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from attngraph.errors import AttngraphError, StudyError
 from attngraph.models import load_tokenizer
 from attngraph.store import RunWriter
-from attngraph.study.plan import ModelSpec, Study, StudyTask, digest
+from attngraph.study.file import ModelSpec
+from attngraph.study.plan import Study, StudyTask, digest
 from attngraph.study.records import write_whole
 from attngraph.tasks import make
 

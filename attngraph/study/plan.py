@@ -8,32 +8,28 @@ file's own keys in the errors; what needs a tokenizer is checked by `attngraph.s
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from attngraph.config import StreamConfig
 from attngraph.errors import ConfigError, StudyError
 from attngraph.store import SCHEMA_VERSION
+from attngraph.study.file import EngineKind, EngineSettings, ModelSpec, Name, StudyFile, read
 from attngraph.study.options import check_names, complete_options, converted, described, expanded
 from attngraph.tasks import TASKS
 from attngraph.version import __version__
 
-EngineKind = Literal["serial", "processes", "ray"]
 Scope = Literal["run", "model", "store"]
 GIVEN: dict[str, int] = {"run": 1, "model": 2, "store": 1}
 """How many parameters of an analysis don't come from the study file: the run; model and run; all runs."""
 RESERVED_TABLES = ("runs", "folders")
 """Tables that every study has, whatever it asks."""
-
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Analysis(Protocol):
@@ -48,48 +44,6 @@ class Analysis(Protocol):
     def function(self) -> Callable[..., Any]: ...
     @property
     def of(self) -> Scope: ...
-
-
-class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model as `attngraph.load_model` takes it."""
-
-    name: Annotated[str, msgspec.Meta(min_length=1)]
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    device: str = "auto"
-
-
-class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which engine carries the tasks, and with what.
-
-    `workers` and `threads` (of each worker) are shares of this machine's cores where they are None. A task whose worker
-    dies or takes longer than `timeout` seconds is tried `retries` times more. `address`, `cpus`, `gpus` (per task) and
-    `object_store_bytes` (of a cluster started here) are Ray's.
-    """
-
-    kind: EngineKind = "serial"
-    workers: Positive | None = None
-    threads: Positive | None = None
-    retries: Annotated[int, msgspec.Meta(ge=0)] = 1
-    timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    address: str | None = None
-    cpus: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    gpus: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    object_store_bytes: Annotated[int, msgspec.Meta(ge=80_000_000)] = 200_000_000
-
-
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A study file as TOML has it, before names and options are looked up."""
-
-    name: Name
-    store: Annotated[str, msgspec.Meta(min_length=1)]
-    models: Annotated[list[str | ModelSpec], msgspec.Meta(min_length=1)]
-    tasks: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
-    description: str = ""
-    output: str | None = None
-    configs: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [{}])
-    analyses: list[dict[str, Any]] = []
-    engine: EngineSettings = EngineSettings()
 
 
 @dataclass(frozen=True)
@@ -183,7 +137,7 @@ def load(
         Naming the key that is unknown, lacking or wrong.
     """
     path = Path(file)
-    asked: _File = converted(_read(path), _File, "")
+    asked = read(path)
     settings = msgspec.structs.replace(
         asked.engine, kind=engine or asked.engine.kind, workers=workers or asked.engine.workers
     )
@@ -218,16 +172,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool, int, float))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"The study {path} can't be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} isn't valid TOML: {error}.") from error
-
-
-def _tasks(asked: _File) -> tuple[StudyTask, ...]:
+def _tasks(asked: StudyFile) -> tuple[StudyTask, ...]:
     """Every combination, models outermost, so that one is loaded for a stretch of tasks."""
     models = [ModelSpec(model) if isinstance(model, str) else model for model in asked.models]
     _check_distinct([model.name for model in models], "models", "name")

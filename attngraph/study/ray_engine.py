@@ -20,7 +20,7 @@ from typing import Any
 
 from attngraph.errors import MissingDependencyError, StudyError
 from attngraph.study.engines import Assignment, Died, Work, Workers, cores
-from attngraph.study.plan import EngineSettings
+from attngraph.study.file import EngineSettings
 
 _worker: tuple[str, Callable[[Any], Any]] | None = None
 """The worker of the process that Ray runs tasks in, and the study run that it belongs to."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -45,6 +46,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     message: str | None = None
     traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: Exception, stage: str, key: str | None = None) -> Record:
+        """The record of what an error ended."""
+        trace = "".join(traceback.format_exception(error))
+        kind, message = type(error).__name__, str(error)
+        return cls(status="failed", key=key, stage=stage, error=kind, message=message, traceback=trace)
 
 
 class Step(NamedTuple):
@@ -116,9 +124,10 @@ def steps_of(study: Study, index: KeyIndex) -> list[Step]:
     return [found(task) for task in study.tasks]
 
 
-def failures_document(steps: Iterable[Step]) -> bytes:
-    """One line of JSON per failed task: its labels, and its record."""
+def failures_document(steps: Iterable[Step], others: Iterable[Record]) -> bytes:
+    """One line of JSON per failed task, its labels and its record, and per other record."""
     rows = [{**task.labels, **msgspec.to_builtins(record)} for task, state, record in steps if state == "failed"]
+    rows += [msgspec.to_builtins(record) for record in others]
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -32,7 +31,6 @@ from attngraph.study.records import (
     Step,
     part_file,
     steps_of,
-    table_file,
     write_frame,
     write_record,
 )
@@ -117,11 +115,11 @@ def run(study: Study, *, retry_failed: bool = True, progress: bool | None = None
         index.refresh()
     after = steps_of(study, index)
     there = captured_tasks(after, index)
-    failed_tables = tuple(_over_all_runs(study, there))
-    write_tables(study, there)
-    write_summary(study, after)
+    failed = _over_all_runs(study, there)
+    write_tables(study, there, without=set(failed))
+    write_summary(study, after, failed.values())
     counts = Counter(state for _, state, _ in after)
-    return Report(counts["done"], counts["failed"], counts["left"], captured, retries, failed_tables)
+    return Report(counts["done"], counts["failed"], counts["left"], captured, retries, tuple(failed))
 
 
 def status(study: Study) -> list[Group]:
@@ -210,7 +208,7 @@ def _carried_out(study: Study, waiting: Sequence[Step], show: bool | None) -> Ge
     )
     models = [one.task.model.name for one in waiting]
     ended = carry_out(workers_of(study), jobs, models, retries=study.engine.retries, busy=_is_busy)
-    with bar:
+    with bar, closing(ended):
         shown = bar.add_task(study.name, total=len(jobs))
         for finished in ended:
             bar.update(shown, advance=1, description=f"{study.name}: {models[finished.number]}")
@@ -234,11 +232,9 @@ def _note(study: Study, one: Step, finished: Finished) -> None:
         logger.warning("%s failed at %s: %s: %s", one.task, record.stage, record.error, record.message)
 
 
-def _over_all_runs(study: Study, captured: Sequence[Captured]) -> list[str]:
-    """Ask the analyses of all runs together, where these runs haven't been asked yet; returns those that failed."""
-    import polars as pl
-
-    failed = []
+def _over_all_runs(study: Study, captured: Sequence[Captured]) -> dict[str, Record]:
+    """Ask the analyses of all runs together, where these runs haven't been asked yet; returns the failures by table."""
+    failed: dict[str, Record] = {}
     for analysis in study.analyses:
         if analysis.of != "store" or not captured:
             continue
@@ -246,8 +242,7 @@ def _over_all_runs(study: Study, captured: Sequence[Captured]) -> list[str]:
         try:
             if not part.exists():
                 write_frame(part, analysis.function([run for _, _, run in captured], **analysis.options))
-            write_frame(table_file(study.output, analysis.table), pl.read_parquet(part))
         except Exception as error:  # noqa: BLE001 - one analysis that fails leaves the others and all tables
-            failed.append(analysis.table)
-            logger.warning("The analysis %s failed: %s", analysis.table, "".join(traceback.format_exception(error)))
+            failed[analysis.table] = Record.of(error, analysis.table)
+            logger.warning("The analysis %s failed: %s: %s", analysis.table, type(error).__name__, error)
     return failed

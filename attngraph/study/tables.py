@@ -7,7 +7,8 @@ which leads from a key to its run's folder. So two stores made from one study fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ import polars as pl
 from attngraph.store import KeyIndex, Run, open_run
 from attngraph.study.plan import Study
 from attngraph.study.records import (
+    Record,
     Step,
     failures_document,
     part_file,
@@ -45,35 +47,50 @@ def captured_tasks(steps: Sequence[Step], index: KeyIndex) -> list[Captured]:
     ]
 
 
-def write_tables(study: Study, captured: Sequence[Captured]) -> None:
-    """Write the tables of every run's facts, folders and answers; where an analysis failed, its table lacks the run."""
-    if not captured:
-        return
+def write_tables(study: Study, captured: Sequence[Captured], without: AbstractSet[str] = frozenset()) -> None:
+    """Write the tables of every run's facts, folders and answers, and remove those that the study has no more.
+
+    Parameters
+    ----------
+    captured
+        Whose runs are there. Where an analysis failed for a run, its table lacks it.
+    without
+        Tables of all runs together that could not be made.
+    """
+    frames = dict(_frames(study, captured)) if captured else {}
+    for analysis in study.analyses:
+        if analysis.of == "store" and captured and analysis.table not in without:
+            part = part_file(study.output, analysis, [key for _, key, _ in captured])
+            frames[analysis.table] = pl.read_parquet(part)
+    for table, frame in frames.items():
+        write_frame(table_file(study.output, table), frame)
+    for file in (study.output / "tables").glob("*.parquet"):
+        if file.stem not in frames:
+            file.unlink()
+
+
+def _frames(study: Study, captured: Sequence[Captured]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The tables with the columns that tell tasks apart."""
     labels = _labels(study)
-    frames = {
+    tables = {
         "runs": [(one, pl.DataFrame([_facts(one.run)], schema_overrides=_FACTS)) for one in captured],
         "folders": [(one, pl.DataFrame([_whereabouts(one.run)])) for one in captured],
-        **{
-            analysis.table: [
-                (one, pl.read_parquet(part))
-                for one in captured
-                if (part := part_file(study.output, analysis, one.key)).exists()
-            ]
-            for analysis in study.analyses
-            if analysis.of != "store"
-        },
     }
-    for table, parts in frames.items():
+    for analysis in study.analyses:
+        if analysis.of != "store":
+            files = ((one, part_file(study.output, analysis, one.key)) for one in captured)
+            tables[analysis.table] = [(one, pl.read_parquet(file)) for one, file in files if file.exists()]
+    for table, parts in tables.items():
         rows = [number for (number, _, _), part in parts for _ in range(len(part))]
         keys = [key for (_, key, _), part in parts for _ in range(len(part))]
         said = pl.concat([part for _, part in parts], how="diagonal_relaxed") if parts else pl.DataFrame()
         labelled = labels[rows].with_columns(key=pl.Series(keys, dtype=pl.String))
-        write_frame(table_file(study.output, table), pl.concat([labelled, said], how="horizontal"))
+        yield table, pl.concat([labelled, said], how="horizontal")
 
 
-def write_summary(study: Study, steps: Sequence[Step]) -> None:
-    """Write ``failures.jsonl`` and ``summary.json``."""
-    write_whole(study.output / "failures.jsonl", failures_document(steps))
+def write_summary(study: Study, steps: Sequence[Step], failed: Iterable[Record] = ()) -> None:
+    """Write ``failures.jsonl``, also of what `failed` beside the tasks, and ``summary.json``."""
+    write_whole(study.output / "failures.jsonl", failures_document(steps, failed))
     document = msgspec.json.format(msgspec.json.encode(_summary(study, steps)), indent=2)
     write_whole(study.output / "summary.json", document + b"\n")
 

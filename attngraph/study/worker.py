@@ -12,14 +12,14 @@ model. Whatever a step raises becomes part of the task's record; the worker goes
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from attngraph.errors import PromptError, StudyError
 from attngraph.store import KeyIndex, Run, working_on
-from attngraph.study.plan import ModelSpec, PlannedAnalysis, StudyTask
+from attngraph.study.file import ModelSpec
+from attngraph.study.plan import PlannedAnalysis, StudyTask
 from attngraph.study.records import Record, part_file, write_frame
 from attngraph.tasks import make
 
@@ -80,7 +80,7 @@ class Worker:
         try:
             held = self._without_model(job, course) or self._with_model(job, course)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is this task's, and the others go on
-            return Answer(_failed(course, error), course.captured)
+            return Answer(Record.of(error, course.stage, course.key), course.captured)
         return Answer(Record(status="done", key=course.key) if held else None, course.captured)
 
     def _without_model(self, job: Job, course: _Course) -> bool:
@@ -176,14 +176,3 @@ def _prompt(lm: LanguageModel, task: StudyTask) -> tuple[Prompt, str]:
         raise PromptError(f"The model {lm.id!r} has no tokenizer, so no prompt of {task.task!r} can be made for it.")
     prompt = make(task.task, lm.tokenizer, **task.options)
     return prompt, task_key(lm, prompt, task.config)
-
-
-def _failed(course: _Course, error: Exception) -> Record:
-    return Record(
-        status="failed",
-        key=course.key,
-        stage=course.stage,
-        error=type(error).__name__,
-        message=str(error),
-        traceback="".join(traceback.format_exception(error)),
-    )

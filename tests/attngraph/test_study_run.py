@@ -114,6 +114,8 @@ def test_failures_are_records_and_the_rest_goes_on(tiny_folder, tmp_path):
     assert report == ag.study.Report(2, 2, 0, captured=4, retries=0, failed_tables=("count",))
     assert not report.ok
     lines = [json.loads(line) for line in (study.output / "failures.jsonl").read_text().splitlines()]
+    *lines, over_all = lines
+    assert (over_all["stage"], over_all["error"], over_all["message"]) == ("count", "StoreError", "only 4 runs")
     assert [(line["seed"], line["config"]) for line in lines] == [(0, "budget=4"), (1, "budget=4")]
     for line in lines:
         assert (line["stage"], line["error"], line["message"]) == ("refuse", "GraphError", "no answer with budget 4")
@@ -127,6 +129,7 @@ def test_failures_are_records_and_the_rest_goes_on(tiny_folder, tmp_path):
     study = load(study_file(tmp_path, tiny_folder, analyses=asks("refuse", refuse="budget = 5")))
     report = ag.study.run(study)
     assert (report.done, report.captured, (study.output / "failures.jsonl").read_text()) == (4, 0, "")
+    assert tables(study).keys() == {"runs", "refuse"}  # what isn't asked any more has no table
 
 
 def test_a_column_that_tells_tasks_apart_is_refused(tiny_folder, tmp_path):
