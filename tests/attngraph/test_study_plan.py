@@ -167,3 +167,11 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ag.errors.StudyError, match="can't be read: No such file"):
         load(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize("name", ag.tasks.TASKS)
+def test_every_task_can_stand_in_a_study(tmp_path, name):
+    tasks = f'[[tasks]]\nname = "{name}"\nseed = [0, 1]\n'
+    first, second, *_ = load(study_file(tmp_path, "m", tasks=tasks, configs="")).tasks
+    assert (first.options["seed"], second.options["seed"]) == (0, 1)
+    assert not {"name", "model", "task", "config", "key"} & first.options.keys()
