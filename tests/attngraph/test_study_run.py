@@ -224,6 +224,7 @@ def test_ray_gives_serials_tables_and_survives_a_killed_worker(tiny_folder, tmp_
     import sys
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default it lets everything else on the machine go first
     analyses = asks("influence_rank", "die_once", die_once=f'flag = "{tmp_path / "died"}"')
     configs = "[[configs]]\nbudget = 4\nn_match = 1\n"
     file = study_file(tmp_path, tiny_folder, analyses=analyses, configs=configs)
