@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SPANS = (("sink", 0.0, 0.02), ("needle", 0.3, 0.34), ("question", 0.9, 1.0))
 """Spans of a random run: name, and start and end as shares of the prompt."""
+ANCHOR, DRAW = 1, 10.0
+"""The sentence that planted receiver heads come back to, and how much more of their mass it gets."""
 
 
 def __getattr__(name: str) -> Any:
@@ -48,6 +51,9 @@ def write_random_run(
     task: str | None = "needle",
     success: bool | None = None,
     metadata: Mapping[str, Any] | None = None,
+    sharpness: float = 2.0,
+    sentences: int = 0,
+    receivers: Sequence[tuple[int, int]] = (),
     seed: int = 0,
 ) -> Run:
     """Write a run of random attention to a store, deterministic but for its id.
@@ -69,6 +75,12 @@ def write_random_run(
         The outcome; None for a run without one.
     metadata
         Of the prompt, beside the seed.
+    sharpness
+        Exponent of the random weights: with more of it rows have fewer effective keys.
+    sentences
+        Spans ``sentence:0``, ``sentence:1``, … over all tokens but the question's.
+    receivers
+        Heads (layer, head) whose later sentences come back to sentence 1.
     seed
         Seed of the random numbers.
     """
@@ -85,26 +97,42 @@ def write_random_run(
         spans=tuple(
             SpanInfo(name=name, start=int(start * tokens), end=max(int(start * tokens) + 1, int(end * tokens)))
             for name, start, end in SPANS
-        ),
+        )
+        + _sentences(sentences, tokens),
         metadata={"seed": seed, **(metadata or {})},
     )
     manifest = _random_manifest(_model_info(model, layers, heads), prompt, config, success)
     random = np.random.default_rng(seed)
     with RunWriter(store) as writer:
         for layer in range(layers):
-            _append_layer(writer, layer, random, manifest)
+            drawn = [head for at, head in receivers if at == layer]
+            _append_layer(writer, layer, random, manifest, sharpness, drawn)
         _append_prompt(writer, prompt, block_size, random)
         return writer.commit(manifest)
 
 
-def _append_layer(writer: RunWriter, layer: int, random: np.random.Generator, manifest: Manifest) -> None:
+def _sentences(count: int, tokens: int) -> tuple[SpanInfo, ...]:
+    limits = np.linspace(0, int(SPANS[-1][1] * tokens), count + 1).astype(int).tolist()
+    return tuple(
+        SpanInfo(name=f"sentence:{index}", start=start, end=end) for index, (start, end) in enumerate(pairwise(limits))
+    )
+
+
+def _append_layer(
+    writer: RunWriter,
+    layer: int,
+    random: np.random.Generator,
+    manifest: Manifest,
+    sharpness: float,
+    receivers: Sequence[int],
+) -> None:
     heads, blocks, budget = (
         manifest.model.heads,
         manifest.prompt.blocks,
         manifest.config.budget_for(manifest.prompt.tokens),
     )
     targets = np.array(manifest.prompt.targets, dtype=np.int64)
-    query_block, edges = _random_edges(random, heads, np.arange(blocks), budget)
+    query_block, edges = _random_edges(random, heads, np.arange(blocks), budget, sharpness)
     writer.append("edges", {"layer": layer, "query_block": query_block, **edges})
     kept = np.zeros((heads, blocks), dtype=np.int64)
     np.add.at(kept, (edges["head"], query_block), 1)
@@ -122,7 +150,7 @@ def _append_layer(writer: RunWriter, layer: int, random: np.random.Generator, ma
         },
     )
     if targets.size:
-        target, target_edges = _random_edges(random, heads, targets // manifest.config.block_size, budget)
+        target, target_edges = _random_edges(random, heads, targets // manifest.config.block_size, budget, sharpness)
         writer.append("target_edges", {"layer": layer, "target": targets[target], **target_edges})
         kept = np.zeros((heads, targets.size), dtype=np.int64)
         np.add.at(kept, (target_edges["head"], target), 1)
@@ -146,13 +174,16 @@ def _append_layer(writer: RunWriter, layer: int, random: np.random.Generator, ma
     spans = len(manifest.prompt.spans)
     head, query_span, key_span = np.indices((heads, spans, spans)).reshape(3, -1)
     causal = key_span <= query_span
-    mass = random.random(int(causal.sum()))
+    mass = random.random(int(causal.sum())) / spans
+    anchors = [index for index, span in enumerate(manifest.prompt.spans) if span.name == f"sentence:{ANCHOR}"]
+    drawn = np.isin(head[causal], receivers) & np.isin(key_span[causal], anchors)
+    mass[drawn] *= DRAW
     span_columns = {"head": head[causal], "query_span": query_span[causal], "key_span": key_span[causal]}
     writer.append("span_edges", {"layer": layer, **span_columns, "mass": mass, "contribution": mass * 2})
 
 
 def _random_edges(
-    random: np.random.Generator, heads: int, query_blocks: npt.NDArray[np.int64], budget: int
+    random: np.random.Generator, heads: int, query_blocks: npt.NDArray[np.int64], budget: int, sharpness: float
 ) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]:
     """For every row of `query_blocks` its kept edges: the rows' numbers, and the columns that edges share."""
     own = np.broadcast_to(query_blocks[:, None, None], (query_blocks.size, heads, 1))
@@ -164,7 +195,7 @@ def _random_edges(
     key_block = np.where(slot == 0, 0, np.where(slot >= budget - 2, own - (budget - 1 - slot), key_block))
     key_block = np.where(own < budget, slot, key_block)
     row, head, _ = kept = np.nonzero(key_block <= own)
-    weight = np.where(key_block <= own, random.exponential(size=key_block.shape) ** 2 + 1e-6, 0.0)
+    weight = np.where(key_block <= own, random.exponential(size=key_block.shape) ** sharpness + 1e-6, 0.0)
     mass = (weight / weight.sum(axis=-1, keepdims=True))[kept]
     value_norm = random.lognormal(0.0, 1.5, size=head.size)
     return row, {

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from attngraph_analyses.anchor_checks import (
+    AnchorAgreement,
+    ImportanceCorrelation,
+    category_profile,
+    compare_anchors,
+    importance_correlation,
+)
+from attngraph_analyses.anchors import Anchors, anchors, receiver_heads
 from attngraph_analyses.betweenness import Betweenness, betweenness
 from attngraph_analyses.bottlenecks import Bottlenecks, bottlenecks
+from attngraph_analyses.compare import Comparison, compare
 from attngraph_analyses.curvature import Curvature, curvature
 from attngraph_analyses.cuts import Cut, minimum_cut
 from attngraph_analyses.diff import Diff, diff
 from attngraph_analyses.dominators import Dominators, dominators
 from attngraph_analyses.heads import HeadRoles, head_roles
 from attngraph_analyses.influence import Influence, influence
-from attngraph_analyses.nulls import Compared, Null, Question, compare
+from attngraph_analyses.nulls import Compared, Null, Question
 from attngraph_analyses.profile import InfluenceProfile, influence_profile
 from attngraph_analyses.reach import Reach, reach
 from attngraph_analyses.resistance import CurrentFlow, current_flow
@@ -21,12 +30,18 @@ from attngraph_analyses.sequences import SequenceWeight, sequence_weight
 from attngraph_analyses.sink import SinkEffect, sink_effect
 from attngraph_analyses.stability import HeadStability, head_stability
 from attngraph_analyses.subgraph import Subgraph, prune
+from attngraph_analyses.summaries import HeadSummary, head_summary
 from attngraph_analyses.throughput import Throughput, throughput
+from attngraph_analyses.vertical import AnchorSettings
 
 __all__ = [
+    "AnchorAgreement",
+    "AnchorSettings",
+    "Anchors",
     "Betweenness",
     "Bottlenecks",
     "Compared",
+    "Comparison",
     "CurrentFlow",
     "Curvature",
     "Cut",
@@ -34,7 +49,9 @@ __all__ = [
     "Dominators",
     "HeadRoles",
     "HeadStability",
+    "HeadSummary",
     "Hop",
+    "ImportanceCorrelation",
     "Influence",
     "InfluenceProfile",
     "Null",
@@ -48,20 +65,26 @@ __all__ = [
     "SinkEffect",
     "Subgraph",
     "Throughput",
+    "anchors",
     "betweenness",
     "bottlenecks",
+    "category_profile",
     "compare",
+    "compare_anchors",
     "current_flow",
     "curvature",
     "diff",
     "dominators",
     "head_roles",
     "head_stability",
+    "head_summary",
+    "importance_correlation",
     "influence",
     "influence_profile",
     "minimum_cut",
     "prune",
     "reach",
+    "receiver_heads",
     "role_features",
     "routes",
     "sensitivity",

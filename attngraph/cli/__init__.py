@@ -11,8 +11,10 @@ import sys
 
 import typer
 
+from attngraph.cli.anchors import anchors
 from attngraph.cli.bottlenecks import bottlenecks
 from attngraph.cli.capture import capture
+from attngraph.cli.compare import compare
 from attngraph.cli.cuts import cuts
 from attngraph.cli.demo import demo
 from attngraph.cli.diff import diff
@@ -36,7 +38,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, estimate, capture, routes, influence, throughput, bottlenecks, cuts, heads, diff, ls, verify):
+for command in (
+    demo,
+    estimate,
+    capture,
+    routes,
+    influence,
+    throughput,
+    bottlenecks,
+    cuts,
+    heads,
+    diff,
+    anchors,
+    compare,
+    ls,
+    verify,
+):
     app.command()(command)
 app.add_typer(study)
 

@@ -19,7 +19,6 @@ from attngraph_analyses import (
     Question,
     betweenness,
     bottlenecks,
-    compare,
     current_flow,
     curvature,
     dominators,
@@ -33,7 +32,7 @@ from attngraph_analyses import (
     sink_effect,
     throughput,
 )
-from attngraph_analyses.nulls import ALL_BUT_HEADS, NullName, alternatives, as_null, matched_blocks
+from attngraph_analyses.nulls import ALL_BUT_HEADS, NullName, alternatives, as_null, compare, matched_blocks
 from attngraph_analyses.results import ComparedAnswer
 from tests.analyses.paths import chain, diamond
 

@@ -109,7 +109,7 @@ def test_damaged_runs_are_refused(command, tmp_path, question):
     assert "edges.parquet" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["demo", "capture", *QUESTIONS, "heads", "ls", "verify"])
+@pytest.mark.parametrize("name", ["demo", "capture", *QUESTIONS, "heads", "anchors", "compare", "ls", "verify"])
 def test_every_command_has_help_with_an_example_and_json(command, name):
     result = command(name, "--help")
     assert result.code == 0

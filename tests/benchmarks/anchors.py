@@ -1,0 +1,232 @@
+"""Are the thought anchors of pruned attention those of dense attention? On labelled reasoning traces.
+
+Run: python tests/benchmarks/anchors.py FOLDER --rows anchors.jsonl --store runs [--traces NAME …] [--seconds 240]
+Every trace (FOLDER/NAME.json) is read once with all attention (``forward="dense"``, ``budget="all"``, streamed), then
+pruned for every block size, share and selector: the greatest budget that prunes at least the share of causal pairs.
+Each capture's agreement with the dense scores goes to the JSON-lines file as soon as it is there; what the file has
+already isn't done again, so a run that was stopped (or has used up its --seconds) goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import attngraph as ag
+from attngraph.config import BudgetSetting, Forward, Selector
+
+SHARES = (0.80, 0.85, 0.90, 0.95, 0.97, 0.985)
+BLOCKS = (8, 16, 32)
+SELECTORS: tuple[Selector, ...] = ("stream", "exact")
+NORMALISE = ("recorded", "dense", "spread")
+LONG = 5_000
+"""Tokens above which the mark at 97 % holds."""
+MARKS = ((0.90, 0.90, 0.80, 0), (0.97, 0.75, 0.0, LONG))
+"""Share pruned, least median Spearman, least median overlap, and the tokens from which it holds."""
+COLUMNS = (
+    "blocks",
+    "share",
+    "selector",
+    "normalise",
+    "traces",
+    "pruned",
+    "Spearman",
+    "least",
+    "any heads",
+    "same heads",
+    "overlap",
+    "dropped",
+)
+
+
+class Setting(NamedTuple):
+    """What one capture is: the dense reference has the share 0."""
+
+    trace: str
+    share: float
+    block_size: int
+    selector: Selector
+    forward: Forward
+
+
+def settings(traces: list[str], shares: list[float], blocks: list[int], selectors: list[Selector]) -> Iterator[Setting]:
+    """The reference of a trace first, then all that is compared with it."""
+    for trace in traces:
+        yield Setting(trace, 0.0, 16, "exact", "dense")
+        for share in shares:
+            for block_size in blocks:
+                for selector in selectors:
+                    yield Setting(trace, share, block_size, selector, "sparse")
+
+
+def budget_for(setting: Setting, tokens: int) -> BudgetSetting | None:
+    """The greatest budget that prunes at least the share; None where even the forced blocks are more."""
+    if setting.forward == "dense":
+        return "all"
+    size, budget = setting.block_size, None
+    blocks = -(-tokens // size)
+    for candidate in range(3, blocks + 1):
+        kept = sum(min(candidate, block + 1) for block in range(blocks)) * size * size
+        if kept > (1 - setting.share) * tokens * (tokens + 1) / 2:
+            break
+        budget = candidate
+    return budget
+
+
+def captured(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Path) -> ag.Run | None:
+    """The run of a setting, from the store where it has been captured already."""
+    budget = budget_for(setting, len(prompt))
+    if budget is None:
+        return None
+    config = ag.StreamConfig(
+        block_size=setting.block_size, budget=budget, selector=setting.selector, forward=setting.forward, n_match=0
+    )
+    for run in ag.open_store(store) if store.is_dir() else ():
+        known = run.manifest
+        if (known.model.id, known.prompt.sha256, known.config) == (lm.id, prompt.sha256, config):
+            return run
+    return ag.capture(lm, prompt, config, store=store, progress=False)
+
+
+def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Path) -> Iterator[dict[str, Any]]:
+    """Rows of one setting: one for every way to normalise, one for a reference."""
+    start = time.perf_counter()
+    run = captured(lm, setting, prompt, store)
+    if run is None:
+        yield {**setting._asdict(), "model": lm.id, "budget": None}
+        return
+    row = {
+        **setting._asdict(),
+        "model": lm.id,
+        "tokens": len(prompt),
+        "budget": run.manifest.budget,
+        "pruned": run.cost.pruned.causal,
+        "seconds": run.cost.capture_seconds,
+    }
+    if setting.forward == "dense":
+        found = ag.anchors(run)
+        importance = asdict(ag.importance_correlation(found))
+        profile = ag.category_profile(found).to_dicts()
+        yield {**row, "importance": importance, "profile": profile, "heads": found.receiver_heads}
+        return
+    dense = captured(lm, Setting(setting.trace, 0.0, 16, "exact", "dense"), prompt, store)
+    assert dense is not None, "all blocks are always a budget"
+    reference = ag.anchors(dense)
+    known = run.rows().select("kept_mass", "kept_mass_estimate").collect()
+    estimated = known["kept_mass"].fill_null(known["kept_mass_estimate"]).null_count() == 0
+    for normalise in NORMALISE if estimated else NORMALISE[:1]:
+        found = ag.anchors(run, normalise=normalise)
+        agreement = ag.compare_anchors(found, reference).to_dict()
+        dropped = None if found.dropped_source is None else float(found.dropped.mean())
+        yield {**row, "normalise": normalise, "dropped": dropped, **agreement}
+    elapsed = time.perf_counter() - start
+    print(f"{setting.trace} {setting.block_size}×{run.manifest.budget} {setting.selector}: {elapsed:.0f} s", flush=True)
+
+
+def done(rows: list[dict[str, Any]], setting: Setting, model: str) -> bool:
+    return any(
+        row["model"] == model and all(row[name] == value for name, value in setting._asdict().items()) for row in rows
+    )
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The curve, what each reference says, and the marks."""
+    curve = [row for row in rows if row.get("spearman") is not None]
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    keys = sorted({(row["block_size"], row["share"], row["selector"], row["normalise"]) for row in curve})
+    for key in keys:
+        group = [row for row in curve if (row["block_size"], row["share"], row["selector"], row["normalise"]) == key]
+        names = ("pruned", "spearman", "spearman_random_heads", "spearman_same_heads", "overlap")
+        pruned, rho, chance, same, overlap = (median(row[name] for row in group) for name in names)
+        dropped = [row["dropped"] for row in group if row["dropped"] is not None]
+        lost = f"{median(dropped):.2f}" if dropped else "–"
+        least = min(row["spearman"] for row in group)
+        yield (
+            f"| {key[0]} | {key[1]:.3f} | {key[2]} | {key[3]} | {len(group)} | {pruned:.3f} | {rho:.2f} | "
+            f"{least:.2f} | {chance:.2f} | {same:.2f} | {overlap:.2f} | {lost} |"
+        )
+    yield ""
+    for row in rows:
+        if row["forward"] == "dense":
+            yield from _reference_lines(row)
+    yield ""
+    for share, spearman, overlap, tokens in MARKS:
+        for block_size in sorted({row["block_size"] for row in curve}):
+            for selector in sorted({row["selector"] for row in curve}):
+                yield _mark(curve, share, spearman, overlap, tokens, block_size, selector)
+
+
+def _reference_lines(row: dict[str, Any]) -> Iterator[str]:
+    found = row["importance"]
+    yield (
+        f"{row['trace']} ({row['tokens']:,} tokens, {found['sentences']} scored sentences), dense: counterfactual "
+        f"importance ρ {found['spearman']:.2f}, p {found['p']:.3g}, within {found['stretches']} stretches "
+        f"{found['p_within_stretches']:.3g}"
+    )
+    for each in row["profile"]:
+        p = "–" if each["p"] is None else f"{each['p']:.3g}"
+        share, excess = each["percentile"], each["excess"]
+        yield f"  {each['category']}: {each['sentences']}, percentile {share:.2f}, excess {excess:+.2f}, p {p}"
+
+
+def _mark(
+    rows: list[dict[str, Any]], share: float, spearman: float, overlap: float, tokens: int, size: int, selector: str
+) -> str:
+    group = [
+        row
+        for row in rows
+        if (row["block_size"], row["share"], row["selector"], row["normalise"]) == (size, share, selector, "recorded")
+        and row["tokens"] > tokens
+    ]
+    name = f"mark: ≥ {share:.0%} pruned, blocks of {size}, {selector}" + (f", over {tokens:,} tokens" if tokens else "")
+    wanted = f"Spearman ≥ {spearman}" + (f" and overlap ≥ {overlap}" if overlap else "")
+    if not group:
+        return f"{name}: {wanted}: not run"
+    found = median(row["spearman"] for row in group), median(row["overlap"] for row in group)
+    verdict = "met" if found[0] >= spearman and found[1] >= overlap else "missed"
+    return f"{name}: {wanted}: {verdict} ({found[0]:.2f}, {found[1]:.2f}; medians of {len(group)} traces)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of traces, one JSON file each")
+    parser.add_argument("--rows", type=Path, default=Path("anchors.jsonl"))
+    parser.add_argument("--store", type=Path, default=Path("anchor-runs"))
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--traces", nargs="*", help="names without .json; all of the folder by default")
+    parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES))
+    parser.add_argument("--blocks", nargs="*", type=int, default=list(BLOCKS))
+    parser.add_argument("--selectors", nargs="*", default=list(SELECTORS))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no capture after this time")
+    arguments = parser.parse_args()
+    begun = time.perf_counter()
+    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.is_file() else []
+    traces = arguments.traces or sorted(file.stem for file in arguments.folder.glob("*.json"))
+    wanted = list(settings(traces, arguments.shares, arguments.blocks, arguments.selectors))
+    if any(not done(rows, setting, arguments.model) for setting in wanted) and arguments.seconds > 0:
+        lm = ag.load_model(arguments.model)
+        files = {trace: arguments.folder / f"{trace}.json" for trace in traces}
+        prompts = {trace: ag.tasks.reasoning.from_json(lm.tokenizer, file) for trace, file in files.items()}
+        for setting in wanted:
+            if done(rows, setting, lm.id):
+                continue
+            if time.perf_counter() - begun > arguments.seconds:
+                break
+            new = list(measure(lm, setting, prompts[setting.trace], arguments.store))
+            rows += new
+            with arguments.rows.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(row)}\n" for row in new)
+    missing = sum(not done(rows, setting, arguments.model) for setting in wanted)
+    print("\n".join(summary(rows)))
+    print(f"{len(wanted) - missing} of {len(wanted)} settings measured")
+
+
+if __name__ == "__main__":
+    main()
