@@ -19,6 +19,8 @@ from attngraph_analyses.diff import Diff, diff
 from attngraph_analyses.dominators import Dominators, dominators
 from attngraph_analyses.heads import HeadRoles, head_roles
 from attngraph_analyses.influence import Influence, influence
+from attngraph_analyses.knockout import Control, Knockout, knockout
+from attngraph_analyses.knockout_curves import KnockoutCurve, necessity, sufficiency
 from attngraph_analyses.nulls import Compared, Null, Question
 from attngraph_analyses.profile import InfluenceProfile, influence_profile
 from attngraph_analyses.reach import Reach, reach
@@ -29,7 +31,7 @@ from attngraph_analyses.sensitivity import Sensitivity, sensitivity
 from attngraph_analyses.sequences import SequenceWeight, sequence_weight
 from attngraph_analyses.sink import SinkEffect, sink_effect
 from attngraph_analyses.stability import HeadStability, head_stability
-from attngraph_analyses.subgraph import Subgraph, prune
+from attngraph_analyses.subgraph import Subgraph, carrying, prune
 from attngraph_analyses.summaries import HeadSummary, head_summary
 from attngraph_analyses.throughput import Throughput, throughput
 from attngraph_analyses.vertical import AnchorSettings
@@ -42,6 +44,7 @@ __all__ = [
     "Bottlenecks",
     "Compared",
     "Comparison",
+    "Control",
     "CurrentFlow",
     "Curvature",
     "Cut",
@@ -54,6 +57,8 @@ __all__ = [
     "ImportanceCorrelation",
     "Influence",
     "InfluenceProfile",
+    "Knockout",
+    "KnockoutCurve",
     "Null",
     "Question",
     "Reach",
@@ -68,6 +73,7 @@ __all__ = [
     "anchors",
     "betweenness",
     "bottlenecks",
+    "carrying",
     "category_profile",
     "compare",
     "compare_anchors",
@@ -81,7 +87,9 @@ __all__ = [
     "importance_correlation",
     "influence",
     "influence_profile",
+    "knockout",
     "minimum_cut",
+    "necessity",
     "prune",
     "reach",
     "receiver_heads",
@@ -90,5 +98,6 @@ __all__ = [
     "sensitivity",
     "sequence_weight",
     "sink_effect",
+    "sufficiency",
     "throughput",
 ]

@@ -10,11 +10,13 @@ all nodes of the graph; here every level is added up by itself, because the walk
 level where many nodes share the walk isn't emptied for the sake of levels where a few hold it.
 
 What the sub-graph still carries, the share of the walks that never leave it, is measured and not assumed:
-`carried`. The walks have many steps, so it is well below `node_share`.
+`carried`. The walks have many steps, so it is well below `node_share`. `carrying` goes the other way, from what is to
+be carried to the shares.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +29,11 @@ from attngraph.graph.source import FloatArray, IntArray
 from attngraph_analyses.nulls import ALL_BUT_HEADS, Null, NullName, Question, compare, meaningful
 from attngraph_analyses.results import ComparedAnswer, about
 from attngraph_analyses.steps import BoolArray, Steps, connected, head_column, stacked, walks
+
+LEAST_LEFT_OUT = 9.0
+"""Decimal places of the greatest edge share below 1 that `carrying` tries."""
+HALVINGS = 10
+"""Shares that it tries: the edge share is then known to within 2 % of what it leaves out."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,20 +153,58 @@ def prune(
     return replace(found, against=compare(ask, question, chosen, value=found.carried))
 
 
+def carrying(graph: AttentionGraph, source: str | None, target: str = "output", *, share: float) -> Subgraph:
+    """The smallest sub-graph of all nodes that still carries a share of the walks, by one edge share for all layers.
+
+    It is what `prune` gives for that edge share, which is found by halving, in logarithms of what it leaves out. All
+    edges that carry anything are in memory meanwhile.
+
+    Parameters
+    ----------
+    graph, source, target
+        As in `prune`.
+    share
+        What the sub-graph is to carry at least, above 0 and up to 1.
+
+    Raises
+    ------
+    UnknownNodeError, NoRouteError
+        As `prune`.
+    ConfigError
+        If the share is out of range.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"share={share!r} is not above 0 and at most 1.")
+    question = Question(graph, None if source is None else blocks_of(graph, source), target)
+    found = walks(question)
+    if found is None:
+        raise no_route(graph, source or "anywhere", target)
+    every, enough = [found.steps(layer) for layer in range(graph.layers)], 1.0
+    low, high = 0.0, LEAST_LEFT_OUT
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        edge_share = 1.0 - 10.0**-middle
+        layers, _ = _selected(every, found.node, 1.0, edge_share)
+        if _carried(layers, found.node) >= share:
+            enough, high = edge_share, middle
+        else:
+            low = middle
+    return prune(graph, source, target, node_share=1.0, edge_share=enough)
+
+
 def _prune(question: Question, source: str | None, node_share: float, edge_share: float) -> Subgraph | None:
     """The sub-graph of a question's walks; None if there are none."""
     found, graph = walks(question), question.graph
     if found is None:
         return None
-    node = found.node
-    kept = np.stack([_most(level, node_share) for level in node])
-    layers, edges_before = [], 0
-    for layer in range(graph.layers):
+    node, edges = found.node, []
+
+    def counted(layer: int) -> Steps:
         steps = found.steps(layer)
-        edges_before += int((steps.head != STAY).sum())
-        steps = steps.only(kept[layer + 1, steps.upper] & kept[layer, steps.lower])
-        layers.append(steps.only(_most(steps.share, edge_share)))
-    layers, live = connected(layers, kept)
+        edges.append(int((steps.head != STAY).sum()))
+        return steps
+
+    layers, live = _selected(map(counted, range(graph.layers)), node, node_share, edge_share)
     carried = _carried(layers, node)
     layers = [steps.only(np.argsort(-steps.share, kind="stable")) for steps in layers]
     chosen = stacked(layers)
@@ -176,12 +221,24 @@ def _prune(question: Question, source: str | None, node_share: float, edge_share
         throughput=chosen.share,
         nodes=int(live.sum()),
         nodes_before=int((node > 0).sum()),
-        edges_before=edges_before,
+        edges_before=sum(edges),
         node_block=graph.node_blocks(),
         node_target=tuple(graph.node_targets()),
         policy=graph.policy,
         block_size=graph.block_size,
     )
+
+
+def _selected(
+    every: Iterable[Steps], node: FloatArray, node_share: float, edge_share: float
+) -> tuple[list[Steps], BoolArray]:
+    """The steps of all layers that are kept, and the nodes on them, ``[levels, nodes]``."""
+    kept = np.stack([_most(level, node_share) for level in node])
+    layers = []
+    for layer, steps in enumerate(every):
+        between = steps.only(kept[layer + 1, steps.upper] & kept[layer, steps.lower])
+        layers.append(between.only(_most(between.share, edge_share)))
+    return connected(layers, kept)
 
 
 def _most(share: FloatArray, wanted: float) -> BoolArray:

@@ -163,7 +163,7 @@ def capture(
             writer.append(table, columns)
         cost = _cost(lm, recorder, passes, len(ids))
         found = None if search is None else FoundBudget(blocks=budget, curve=search.curve)
-        return writer.commit(describe(lm, prompt, config, recorder, cost, fidelity, outcome, found))
+        return writer.commit(describe(lm, prompt, answer, config, recorder, cost, fidelity, outcome, found))
 
 
 def _tokens_to_match(config: StreamConfig, answer: Sequence[int]) -> int:

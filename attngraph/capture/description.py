@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 def describe(
     lm: LanguageModel,
     prompt: Prompt,
+    answer: tuple[int, ...],
     config: StreamConfig,
     recorder: Recorder,
     cost: Cost,
@@ -44,7 +45,7 @@ def describe(
     outcome: Outcome | None,
     found_budget: FoundBudget | None,
 ) -> Manifest:
-    """The manifest of a run, but for what the writer fills in."""
+    """The manifest of a run, but for what the writer fills in; `answer` are the ids of the answer's tokens."""
     return Manifest(
         key=task_key(lm, prompt, config),
         attngraph_version=__version__,
@@ -56,6 +57,7 @@ def describe(
             targets=recorder.targets,
             task=prompt.task,
             answer=prompt.answer,
+            answer_tokens=answer,
             spans=tuple(SpanInfo(name=span.name, start=span.start, end=span.end) for span in prompt.spans),
             metadata=dict(prompt.metadata),
         ),

@@ -21,6 +21,7 @@ from attngraph.cli.diff import diff
 from attngraph.cli.estimate import estimate
 from attngraph.cli.heads import heads
 from attngraph.cli.influence import influence
+from attngraph.cli.knockout import knockout
 from attngraph.cli.ls import ls
 from attngraph.cli.output import keep_quiet, note
 from attngraph.cli.routes import routes
@@ -51,6 +52,7 @@ for command in (
     diff,
     anchors,
     compare,
+    knockout,
     ls,
     verify,
 ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_args
 
 import typer
 
@@ -131,14 +131,28 @@ def number_or_word(name: str, text: str, unit: str, words: Sequence[str]) -> int
         raise ConfigError(f"{name}={text!r} is neither a number of {unit} nor {allowed}.") from None
 
 
+class Policies(TypedDict):
+    """The policies of a graph, as `Run.graph` takes them."""
+
+    weight: Weight
+    residual: Residual
+    heads: Heads
+    sink: Sink
+
+
 def graph_of(run: Path, weight: str, residual: str, heads: str, sink: str) -> AttentionGraph:
-    """The graph of a run folder under the policies as typed, for `Policy` to judge."""
-    return ag.open_run(run).graph(
-        weight=cast("Weight", weight),
-        residual=residual_of(residual),
-        heads=cast("Heads", heads),
-        sink=cast("Sink", sink),
-    )
+    """The graph of a run folder under the policies as typed."""
+    return ag.open_run(run).graph(**policies_of(weight, residual, heads, sink))
+
+
+def policies_of(weight: str, residual: str, heads: str, sink: str) -> Policies:
+    """The policies as typed, for `Policy` to judge."""
+    return {
+        "weight": cast("Weight", weight),
+        "residual": residual_of(residual),
+        "heads": cast("Heads", heads),
+        "sink": cast("Sink", sink),
+    }
 
 
 def residual_of(text: str) -> Residual:

@@ -51,7 +51,10 @@ class SpanInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The prompt: its size, the hash of its token ids, its task, targets (token positions) and spans."""
+    """The prompt: its size, the hash of its token ids, its task, targets (token positions) and spans.
+
+    `answer_tokens` are the answer's token ids as they follow the prompt; empty without an answer or a tokenizer.
+    """
 
     tokens: int
     blocks: int
@@ -59,6 +62,7 @@ class PromptInfo(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[int, ...]
     task: str | None = None
     answer: str | None = None
+    answer_tokens: tuple[int, ...] = ()
     spans: tuple[SpanInfo, ...] = ()
     metadata: dict[str, Any] = {}
 

@@ -9,6 +9,7 @@ from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen
 from attngraph_kernels.coreset import Coreset, coreset
 from attngraph_kernels.pyramid import Pyramid, pyramid
+from attngraph_kernels.removal import attend_given, attend_without
 from attngraph_kernels.select import BlockSelection, Exact, Flat, Representative, Selector, Stream, select
 from attngraph_kernels.softmax import PLAIN, Softmax
 
@@ -29,6 +30,8 @@ __all__ = [
     "Softmax",
     "Stream",
     "attend",
+    "attend_given",
+    "attend_without",
     "coreset",
     "dense_attention",
     "into_blocks",

@@ -57,6 +57,11 @@ class BlockGrid:
         local = range(max(first, block - 1), block + 1)
         return tuple(local) if self.windowed or 0 in local else (0, *local)
 
+    def forced_among(self, blocks: Tensor, own: Tensor) -> Tensor:
+        """Which of the visible `blocks` [..., rows, candidates] are forced in rows of the blocks `own` [rows]."""
+        forced = (blocks == own[:, None]) | (blocks == own[:, None] - 1)
+        return forced if self.windowed else forced | (blocks == 0)
+
     def rows(self, block: int) -> int:
         """Number of tokens in `block`."""
         return min(self.size, self.tokens - block * self.size)

@@ -225,9 +225,7 @@ def most_mass(
     `mass` and `blocks` are [P, R, C], -1 marking what is no candidate; `own` [R] is each row's own block. A block that
     is not forced, and before which only 1 - `mass_threshold` of the mass is left, is not kept: -1.
     """
-    forced = (blocks == own[:, None]) | (blocks == own[:, None] - 1)
-    if not grid.windowed:
-        forced |= blocks == 0
+    forced = grid.forced_among(blocks, own)
     slots = largest(mass.masked_fill(forced, 2.0), blocks >= 0, budget)
     chosen = blocks.gather(-1, slots)
     if mass_threshold is not None:
