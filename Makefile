@@ -6,6 +6,8 @@ VENV ?= .venv
 
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
+# One worker per core, eight at most; several threads in each would only wait for one another.
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 pip := $(bin)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -21,10 +23,10 @@ demo: $(ready) ## hide a needle in 4,096 tokens, let a model find it, show the r
 	$(bin)/attngraph demo
 
 test: $(ready) ## run all tests, those with the bundled models included
-	$(bin)/python -m pytest
+	$(pytest)
 
 check: $(ready) ## run the fast tests, lint and types
-	$(bin)/python -m pytest -q -m "not slow and not model"
+	$(pytest) -q -m "not slow and not model"
 	@$(MAKE) --no-print-directory lint types
 
 lint: $(ready) ## ruff, and the rule that no import points upwards
