@@ -3,8 +3,8 @@
 Run: python kernels/benchmarks/scaling.py [--lengths 16384 32768 …] [--repeats 3] [--json]
 Prints, per length, the median seconds of the `stream` search with attention, its peak memory beyond the inputs (in a
 process of its own), and, up to 32k tokens, the seconds of PyTorch's `scaled_dot_product_attention`; and the growth from
-each length to the next. For a doubling of the length, O(T) grows 2.0 times, O(T²) 4.0 times. As in a capture, freed
-memory stays with the process.
+each length to the next. For a doubling of the length, O(T) grows 2.0 times, O(T²) 4.0 times. Times are taken as
+in a capture, where freed memory stays with the process.
 """
 
 from __future__ import annotations
@@ -69,7 +69,6 @@ def dense(tokens: int) -> Callable[[], object]:
 
 
 @torch.inference_mode()
-@kept_heap()
 def peak_bytes(tokens: int) -> int | None:
     """Memory that one layer takes at its peak beyond the inputs (Linux); to be called in a fresh process."""
     work = sparse(tokens)
