@@ -28,18 +28,24 @@ from attngraph_kernels.coreset import Coreset, coreset
 ABSENT = -1e30
 """Log count of an unused representative: finite, so that no NaN can come of it."""
 
+ROWS_AT_ONCE = 1 << 16
+"""Rows whose second moments are in memory at once."""
+
 Pyramid = tuple[Tensor, ...]
 """The levels as feature tables [nodes, r, d + 1], finest (the blocks themselves) first."""
 
 
-def second_moment_factor(x: Tensor) -> Tensor:
-    """A factor L [d, d] with L Lᵀ = E[x xᵀ] over the rows of x [n, d], ridged so that it always exists."""
-    # Short fp32 products, added up in double: the rounding of a long one would outweigh the ridge.
-    rows = into_blocks(x, 64)
-    moment = torch.bmm(rows.transpose(1, 2), rows).sum(dim=0, dtype=torch.float64) / len(x)
+def second_moment_factor(x: Tensor, scale: float = 1.0) -> Tensor:
+    """A factor L [d, d], fp32, with L Lᵀ = scale² E[x xᵀ] over the rows of x [n, d], ridged so that it always exists."""
+    moment = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for part in x.split(ROWS_AT_ONCE):
+        # Short fp32 products, added up in double: the rounding of a long one would outweigh the ridge.
+        rows = into_blocks(part.float() if scale == 1 else part.float() * scale, 64)
+        moment += torch.bmm(rows.transpose(1, 2), rows).sum(dim=0, dtype=torch.float64)
+    moment /= len(x)
     moment.diagonal().add_(1e-5 * moment.trace().clamp_min(1e-30))
     factor: Tensor = torch.linalg.cholesky(moment)
-    return factor.to(x.dtype)
+    return factor.float()
 
 
 def pyramid(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, coarsest: int) -> Pyramid:
@@ -97,8 +103,13 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 def _features(nodes: Coreset) -> Tensor:
-    log_count = nodes.weight.log().clamp_min_(ABSENT)
-    return torch.cat([nodes.mean, (log_count + bump(nodes.spread, log_count)).unsqueeze(-1)], dim=-1)
+    return torch.cat([nodes.mean, node_bias(nodes.weight, nodes.spread).unsqueeze(-1)], dim=-1)
+
+
+def node_bias(weight: Tensor, spread: Tensor) -> Tensor:
+    """What a representative of `weight` keys with this `spread` adds to its product with a query."""
+    log_count = weight.log().clamp_min_(ABSENT)
+    return log_count + bump(spread, log_count)
 
 
 def bump(spread: Tensor, log_count: Tensor) -> Tensor:

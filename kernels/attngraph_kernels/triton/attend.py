@@ -1,0 +1,241 @@
+"""Attention over the kept blocks, and the mass and contribution of every edge, in one launch.
+
+One program serves one query block (or 64 rows of one) of one head:
+
+1. Walk the kept blocks in tiles. A tile of 16 to 128 keys gathers the keys of several small blocks, or a part of a
+   large one; the running softmax gives output and log-sum-exp. Keys are masked in the last tile, where the diagonal is,
+   and with a window everywhere.
+2. Walk them again: with the log-sum-exp known, the probabilities of each tile are summed over the rows, then over the
+   keys of each block. No atomics, so every run gives the same bits.
+
+The heads of one key/value head are neighbours in the grid and find its keys in the cache; nothing is repeated.
+Targets are few rows, each with all keys it sees: PyTorch serves them (`attngraph_kernels.attend`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from attngraph_kernels.blocks import BlockGrid
+from attngraph_kernels.softmax import PLAIN, Softmax
+from attngraph_kernels.triton.launch import launch, power_of_two, precision, rows_contiguous, tile_for
+from attngraph_kernels.triton.tiles import (
+    LN2,
+    LOG2E,
+    finished,
+    grown,
+    hidden,
+    load_columns,
+    load_rows,
+    scored,
+    started,
+)
+
+
+class OverBlocks(NamedTuple):
+    """`output` [H, T, d_v] in the dtype of v, or None where not asked for; `log_sum_exp` [H, T] over kept keys and sink,
+    fp32; `mass` and `contribution` [H, nq, budget], fp32.
+    """
+
+    output: Tensor | None
+    log_sum_exp: Tensor
+    mass: Tensor
+    contribution: Tensor
+
+
+@triton.jit
+def _place(blocks, tile, tokens, SIZE: tl.constexpr, KEYS: tl.constexpr, PART: tl.constexpr, first):
+    """Position of every key of a tile, whether it is one, and the tile's slots: parts of PART keys of kept blocks."""
+    column = tl.arange(0, KEYS)
+    slot = first + tile * (KEYS // PART) + column // PART
+    block = tl.load(blocks + slot // (SIZE // PART), mask=slot >= 0, other=-1)
+    position = block * SIZE + (slot % (SIZE // PART)) * PART + column % PART
+    return position, (slot >= 0) & (block >= 0) & (position < tokens)
+
+
+@triton.jit
+def _scores(
+    queries, query, position, present, k, k_row, scale, softcap, window,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
+    scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
+    if MASKED:
+        return hidden(scores, query, position, present, window, WINDOWED)
+    return tl.where(present[None, :], scores, float("-inf"))
+
+
+@triton.jit
+def _attend_kernel(
+    q, k, v, blocks, norms, dense, sinks, output, log_sum_exp, mass, contribution,
+    tokens, heads, group, budget, window, scale, softcap,
+    q_head, q_row, k_head, k_row, v_head, v_row, o_head, o_row,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PART: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, OUTPUT: tl.constexpr,
+    NORMS: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    PIECES: tl.constexpr = (SIZE + ROWS - 1) // ROWS  # of a query block
+    SPLIT: tl.constexpr = SIZE // PART  # parts of a key block
+    program = tl.program_id(0)
+    head = (program % heads).to(tl.int64)
+    piece = program // heads
+    own = piece // PIECES
+    row = own * SIZE + (piece % PIECES) * ROWS + tl.arange(0, ROWS)
+    present_row = (row < tokens) & (row < (own + 1) * SIZE)
+    q += head * q_head
+    k += (head // group) * k_head
+    v += (head // group) * v_head
+    edge = (head * tl.cdiv(tokens, SIZE) + own) * budget
+    blocks += edge
+    queries = load_rows(q, row, q_row, present_row, WIDTH, PADDED)
+    tiles = tl.cdiv(budget * SPLIT, KEYS // PART)
+    first = budget * SPLIT - tiles * (KEYS // PART)  # <= 0: the last tile ends with the last block
+    top, total = started(sinks, head, ROWS, SINKS)
+    mixed = tl.zeros((ROWS, PADDED_VALUES), tl.float32)
+    # Only the tiles of the own block reach beyond the diagonal.
+    plain = 0 if WINDOWED else tl.maximum(tiles - tl.cdiv(SIZE, KEYS), 0)
+    for tile in range(0, plain):
+        position, present = _place(blocks, tile, tokens, SIZE, KEYS, PART, first)
+        scores = _scores(
+            queries, row, position, present, k, k_row, scale, softcap, window,
+            WIDTH, PADDED, False, WINDOWED, CAPPED, PRECISION,
+        )  # fmt: skip
+        top, total, weights, fade = grown(top, total, scores)
+        if OUTPUT:
+            values = load_rows(v, position, v_row, present, VALUES, PADDED_VALUES)
+            mixed = mixed * fade[:, None]
+            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
+    for tile in range(plain, tiles):
+        position, present = _place(blocks, tile, tokens, SIZE, KEYS, PART, first)
+        scores = _scores(
+            queries, row, position, present, k, k_row, scale, softcap, window,
+            WIDTH, PADDED, True, WINDOWED, CAPPED, PRECISION,
+        )  # fmt: skip
+        top, total, weights, fade = grown(top, total, scores)
+        if OUTPUT:
+            values = load_rows(v, position, v_row, present, VALUES, PADDED_VALUES)
+            mixed = mixed * fade[:, None]
+            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
+    ends = finished(top, total)
+    tl.store(log_sum_exp + head * tokens + row, ends * LN2, mask=present_row)
+    if OUTPUT:
+        column = tl.arange(0, PADDED_VALUES)
+        at = output + head * o_head + row.to(tl.int64)[:, None] * o_row + column[None, :]
+        mixed = mixed / total[:, None]
+        tl.store(at, mixed.to(output.dtype.element_ty), mask=present_row[:, None] & (column < VALUES)[None, :])
+    if DENSE:
+        ends = tl.load(dense + head * tokens + row, mask=present_row, other=0.0) * LOG2E
+    share = tl.where(present_row, 1.0 / tl.minimum(SIZE, tokens - own * SIZE).to(tl.float32), 0.0)
+    into = (edge * PIECES + (piece % PIECES) * budget) * SPLIT
+    part = tl.arange(0, KEYS // PART)
+    for tile in range(0, tiles):
+        position, present = _place(blocks, tile, tokens, SIZE, KEYS, PART, first)
+        scores = _scores(
+            queries, row, position, present, k, k_row, scale, softcap, window,
+            WIDTH, PADDED, True, WINDOWED, CAPPED, PRECISION,
+        )  # fmt: skip
+        of_keys = tl.sum(tl.exp2(scores - ends[:, None]) * share[:, None], axis=0)
+        slot = first + tile * (KEYS // PART) + part
+        of_parts = tl.sum(tl.reshape(of_keys, (KEYS // PART, PART)), axis=1)
+        tl.store(mass + into + slot, of_parts, mask=slot >= 0)
+        if NORMS:
+            length = tl.load(norms + head * tokens + position, mask=present, other=0.0)
+            of_parts = tl.sum(tl.reshape(of_keys * length, (KEYS // PART, PART)), axis=1)
+            tl.store(contribution + into + slot, of_parts, mask=slot >= 0)
+
+
+def over_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: BlockGrid,
+    blocks: Tensor,
+    *,
+    scale: float,
+    softmax: Softmax = PLAIN,
+    value_norm: Tensor | None = None,
+    dense_log_sum_exp: Tensor | None = None,
+    output: bool = True,
+) -> OverBlocks:
+    """Attention of every query block over its `blocks` [H, nq, budget] (as `BlockSelection` has them).
+
+    Parameters
+    ----------
+    q, k, v
+        [H, T, d], [G, T, d], [G, T, d_v], fp16, bf16 or fp32; query head h reads key/value head h // (H / G).
+    scale
+        Softmax scale.
+    value_norm
+        [H, T]; without it contributions equal masses.
+    dense_log_sum_exp
+        [H, T]; with it masses are shares of the dense softmax.
+    output
+        Whether the output is wanted.
+    """
+    q, k, v = map(rows_contiguous, (q, k, v))
+    heads, tokens, width = q.shape
+    values, budget = v.shape[-1], blocks.shape[-1]
+    tile = tile_for(grid.size, max(width, values), q.element_size())
+    part = min(grid.size, tile.keys)
+    pieces, split = -(-grid.size // tile.rows), grid.size // part
+    found = v.new_empty(tokens, heads, values).transpose(0, 1) if output else None
+    total = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
+    mass = torch.empty(heads, grid.count, pieces, budget, split, dtype=torch.float32, device=q.device)
+    contribution = torch.empty_like(mass) if value_norm is not None else mass
+    into = v if found is None else found
+    launch(
+        _attend_kernel,
+        (grid.count * pieces * heads,),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        q=q,
+        k=k,
+        v=v,
+        blocks=blocks.to(torch.int32).contiguous(),
+        norms=total if value_norm is None else value_norm.float().contiguous(),
+        dense=total if dense_log_sum_exp is None else dense_log_sum_exp.float().contiguous(),
+        sinks=total if softmax.sinks is None else softmax.sinks.contiguous(),
+        output=into,
+        log_sum_exp=total,
+        mass=mass,
+        contribution=contribution,
+        tokens=tokens,
+        heads=heads,
+        group=heads // len(k),
+        budget=budget,
+        window=grid.window if grid.windowed else 0,
+        scale=float(scale),
+        softcap=float(softmax.softcap or 0.0),
+        q_head=q.stride(0),
+        q_row=q.stride(1),
+        k_head=k.stride(0),
+        k_row=k.stride(1),
+        v_head=v.stride(0),
+        v_row=v.stride(1),
+        o_head=into.stride(0),
+        o_row=into.stride(1),
+        SIZE=grid.size,
+        ROWS=tile.rows,
+        KEYS=tile.keys,
+        PART=part,
+        WIDTH=width,
+        PADDED=max(16, power_of_two(width)),
+        VALUES=values,
+        PADDED_VALUES=max(16, power_of_two(values)),
+        WINDOWED=grid.windowed,
+        CAPPED=softmax.softcap is not None,
+        SINKS=softmax.sinks is not None,
+        OUTPUT=output,
+        NORMS=value_norm is not None,
+        DENSE=dense_log_sum_exp is not None,
+        PRECISION=precision(q.dtype),
+    )
+    mass, contribution = (x[:, :, 0, :, 0] if pieces * split == 1 else x.sum(dim=(2, 4)) for x in (mass, contribution))
+    return OverBlocks(found, total, mass, contribution)

@@ -1,0 +1,317 @@
+"""Dense attention of a layer, streamed: output and log-sum-exp of every row, and exact block masses on request.
+
+`dense_attention` walks, for every tile of rows, all keys that its rows see, with a running softmax. `block_masses` does
+the same for chosen query blocks in three steps: log-sum-exps of stretches of keys, side by side, so that a few rows with
+very long pasts still fill a GPU; their sum; and the probabilities summed over each key block. `top_blocks` keeps of these
+masses what a budget allows, some query blocks at a time, so that there is never a matrix of all query blocks and all key
+blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from attngraph_kernels.audit import DenseAttention
+from attngraph_kernels.blocks import BlockGrid
+from attngraph_kernels.chosen import kept_share, most_mass
+from attngraph_kernels.softmax import PLAIN, Softmax
+from attngraph_kernels.triton.launch import launch, power_of_two, precision, rows_contiguous, tile_for
+from attngraph_kernels.triton.tiles import (
+    LN2,
+    LOG2E,
+    finished,
+    grown,
+    hidden,
+    load_columns,
+    load_rows,
+    scored,
+    started,
+)
+
+MASSES_AT_ONCE = 1 << 24
+"""Block masses in memory at once."""
+
+STRETCH, MOST_STRETCHES = 32, 1024
+"""Tiles of keys that one program of `block_masses` walks at least, and most programs per query block and head."""
+
+
+@triton.jit
+def _dense_kernel(
+    q, k, v, sinks, output, log_sum_exp,
+    tokens, heads, group, window, scale, softcap,
+    q_head, q_row, k_head, k_row, v_head, v_row, o_head, o_row,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    head = (program % heads).to(tl.int64)
+    begin = (tl.cdiv(tokens, ROWS) - 1 - program // heads) * ROWS  # the longest rows first
+    row = begin + tl.arange(0, ROWS)
+    present_row = row < tokens
+    q += head * q_head
+    k += (head // group) * k_head
+    v += (head // group) * v_head
+    queries = load_rows(q, row, q_row, present_row, WIDTH, PADDED)
+    top, total = started(sinks, head, ROWS, SINKS)
+    mixed = tl.zeros((ROWS, PADDED_VALUES), tl.float32)
+    first = 0
+    plain = begin // KEYS
+    if WINDOWED:
+        first = tl.maximum(begin - window + 1, 0) // KEYS
+        plain = first
+    for tile in range(first, plain):  # every key is seen by every row
+        position = tile * KEYS + tl.arange(0, KEYS)
+        keys = load_columns(k, position, k_row, position >= 0, WIDTH, PADDED)
+        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
+        top, total, weights, fade = grown(top, total, scores)
+        if OUTPUT:
+            values = load_rows(v, position, v_row, position >= 0, VALUES, PADDED_VALUES)
+            mixed = mixed * fade[:, None]
+            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
+    for tile in range(plain, tl.cdiv(tl.minimum(begin + ROWS, tokens), KEYS)):
+        position = tile * KEYS + tl.arange(0, KEYS)
+        present = position < tokens
+        keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
+        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
+        scores = hidden(scores, row, position, present, window, WINDOWED)
+        top, total, weights, fade = grown(top, total, scores)
+        if OUTPUT:
+            values = load_rows(v, position, v_row, present, VALUES, PADDED_VALUES)
+            mixed = mixed * fade[:, None]
+            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
+    tl.store(log_sum_exp + head * tokens + row, finished(top, total) * LN2, mask=present_row)
+    if OUTPUT:
+        column = tl.arange(0, PADDED_VALUES)
+        at = output + head * o_head + row.to(tl.int64)[:, None] * o_row + column[None, :]
+        mixed = mixed / total[:, None]
+        tl.store(at, mixed.to(output.dtype.element_ty), mask=present_row[:, None] & (column < VALUES)[None, :])
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: BlockGrid,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    *,
+    output: bool = True,
+) -> DenseAttention:
+    """As `attngraph_kernels.dense_attention`; without `output` that of the result is empty."""
+    q, k, v = map(rows_contiguous, (q, k, v))
+    heads, tokens, width = q.shape
+    values = v.shape[-1]
+    tile = tile_for(128, max(width, values), q.element_size(), values=output)
+    found = v.new_empty(tokens, heads, values if output else 0).transpose(0, 1)
+    into = found if output else v
+    total = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
+    launch(
+        _dense_kernel,
+        (-(-tokens // tile.rows) * heads,),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        q=q,
+        k=k,
+        v=v,
+        sinks=total if sinks is None else sinks.contiguous(),
+        output=into,
+        log_sum_exp=total,
+        **_shared(q, k, grid, scale, Softmax(softcap, sinks)),
+        v_head=v.stride(0),
+        v_row=v.stride(1),
+        o_head=into.stride(0),
+        o_row=into.stride(1),
+        ROWS=tile.rows,
+        KEYS=tile.keys,
+        VALUES=values,
+        PADDED_VALUES=max(16, power_of_two(values)),
+        SINKS=sinks is not None,
+        OUTPUT=output,
+    )
+    return DenseAttention(found, total)
+
+
+def _shared(q: Tensor, k: Tensor, grid: BlockGrid, scale: float, softmax: Softmax) -> dict[str, int | float | str]:
+    """The arguments that all kernels here have."""
+    heads, tokens, width = q.shape
+    return {
+        "tokens": tokens,
+        "heads": heads,
+        "group": heads // len(k),
+        "window": grid.window if grid.window is not None and grid.windowed else 0,
+        "scale": float(scale),
+        "softcap": float(softmax.softcap or 0.0),
+        "q_head": q.stride(0),
+        "q_row": q.stride(1),
+        "k_head": k.stride(0),
+        "k_row": k.stride(1),
+        "WIDTH": width,
+        "PADDED": max(16, power_of_two(width)),
+        "WINDOWED": grid.windowed,
+        "CAPPED": softmax.softcap is not None,
+        "PRECISION": precision(q.dtype),
+    }
+
+
+@triton.jit
+def _stretch(at, index, number, steps, tokens, SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """The rows of query block `index` of `at`, whether they are there, and the limits of a stretch of key tiles."""
+    own = tl.load(at + index)
+    within = tl.arange(0, ROWS)
+    row = own * SIZE + within
+    stop = tl.minimum((number + 1) * steps, tl.cdiv(tl.minimum((own + 1) * SIZE, tokens), KEYS))
+    return own, row, (row < tokens) & (within < SIZE), number * steps, stop
+
+
+@triton.jit
+def _partial_kernel(
+    q, k, at, partial,
+    tokens, heads, group, steps, stretches, window, scale, softcap, q_head, q_row, k_head, k_row,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp over one stretch of keys, for the rows of one query block."""
+    program, number = tl.program_id(0), tl.program_id(1)
+    head = (program % heads).to(tl.int64)
+    index = program // heads
+    own, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
+    k += (head // group) * k_head
+    queries = load_rows(q + head * q_head, row, q_row, present_row, WIDTH, PADDED)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.full((ROWS,), 0.0, tl.float32)
+    for tile in range(first, stop):
+        position = tile * KEYS + tl.arange(0, KEYS)
+        present = position < tokens
+        keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
+        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
+        scores = hidden(scores, row, position, present, window, WINDOWED)
+        top, total, _, _ = grown(top, total, scores)
+    ends = tl.where(total > 0, finished(top, total) * LN2, float("-inf"))
+    within = tl.arange(0, ROWS)
+    into = ((index * heads + head) * stretches + number) * SIZE + within
+    tl.store(partial + into, ends, mask=within < SIZE)
+
+
+@triton.jit
+def _mass_kernel(
+    q, k, at, log_sum_exp, mass,
+    tokens, heads, group, steps, count, window, scale, softcap, q_head, q_row, k_head, k_row,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Mean over the rows of one query block of the probability on each key block of one stretch."""
+    program, number = tl.program_id(0), tl.program_id(1)
+    head = (program % heads).to(tl.int64)
+    index = program // heads
+    own, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
+    k += (head // group) * k_head
+    queries = load_rows(q + head * q_head, row, q_row, present_row, WIDTH, PADDED)
+    within = tl.arange(0, ROWS)
+    ends = tl.load(log_sum_exp + (index * heads + head) * SIZE + within, mask=present_row, other=0.0) * LOG2E
+    share = tl.where(present_row, 1.0 / tl.minimum(SIZE, tokens - own * SIZE).to(tl.float32), 0.0)
+    block = tl.arange(0, KEYS // SIZE)
+    for tile in range(first, stop):
+        position = tile * KEYS + tl.arange(0, KEYS)
+        present = position < tokens
+        keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
+        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
+        scores = hidden(scores, row, position, present, window, WINDOWED)
+        of_keys = tl.sum(tl.exp2(scores - ends[:, None]) * share[:, None], axis=0)
+        of_blocks = tl.sum(tl.reshape(of_keys, (KEYS // SIZE, SIZE)), axis=1)
+        reached = tile * (KEYS // SIZE) + block
+        tl.store(mass + (head * tl.num_programs(0) // heads + index) * count + reached, of_blocks, mask=reached < count)
+
+
+def block_masses(
+    q: Tensor, k: Tensor, grid: BlockGrid, at: Tensor, *, scale: float, softmax: Softmax = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """The exact dense attention of single query blocks.
+
+    Parameters
+    ----------
+    q, k
+        [H, T, d] and [G, T, d].
+    at
+        [B], the query blocks.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        The mean over each block's rows of the probability on every key block, [H, B, n], and the log-sum-exp of the
+        rows, [H, B, size].
+    """
+    q, k = map(rows_contiguous, (q, k))
+    heads, _, width = q.shape
+    tile = tile_for(grid.size, width, q.element_size(), values=False)
+    rows = max(16, grid.size)
+    options = {"num_warps": 8 if rows * power_of_two(width) >= 64 * 256 else 4, "num_stages": tile.num_stages}
+    keys = max(tile.keys, grid.size)
+    tiles = -(-grid.tokens // keys)
+    steps = max(STRETCH, -(-tiles // MOST_STRETCHES))
+    stretches = -(-tiles // steps)
+    chosen = at.to(device=q.device, dtype=torch.int32)
+    shared = _shared(q, k, grid, scale, softmax)
+    sizes = {"SIZE": grid.size, "ROWS": rows, "KEYS": keys, "steps": steps}
+    partial = torch.empty(len(at), heads, stretches, grid.size, dtype=torch.float32, device=q.device)
+    started = (len(at) * heads, stretches)
+    launch(
+        _partial_kernel, started, q=q, k=k, at=chosen, partial=partial, stretches=stretches, **shared, **sizes, **options
+    )
+    total = partial.logsumexp(dim=2)
+    if softmax.sinks is not None:
+        total = torch.logaddexp(total, softmax.sinks.float()[:, None])
+    mass = torch.zeros(heads, len(at), grid.count, dtype=torch.float32, device=q.device)
+    launch(
+        _mass_kernel,
+        started,
+        q=q,
+        k=k,
+        at=chosen,
+        log_sum_exp=total,
+        mass=mass,
+        count=grid.count,
+        **shared,
+        **sizes,
+        **options,
+    )
+    return mass, total.transpose(0, 1)
+
+
+def top_blocks(
+    q: Tensor,
+    k: Tensor,
+    grid: BlockGrid,
+    at: Tensor,
+    budget: int,
+    *,
+    scale: float,
+    softmax: Softmax = PLAIN,
+    mass_threshold: float | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The blocks with the most true mass of the query blocks `at`, some of them at a time.
+
+    Yields
+    ------
+    tuple[Tensor, Tensor, Tensor]
+        The query blocks [B], their kept blocks [H, B, budget] (as `Chosen` has them), and the kept share [H, B] of the
+        dense mass.
+    """
+    blocks = torch.arange(grid.count, device=q.device)
+    first = torch.tensor([grid.first_visible(block) for block in at.tolist()], device=q.device)
+    for some, earliest in zip(
+        at.to(q.device).split(max(1, MASSES_AT_ONCE // (len(q) * grid.count))),
+        first.split(max(1, MASSES_AT_ONCE // (len(q) * grid.count))),
+        strict=True,
+    ):
+        mass, _ = block_masses(q, k, grid, some, scale=scale, softmax=softmax)
+        seen = (blocks <= some[:, None]) & (blocks >= earliest[:, None])
+        candidates = torch.where(seen, blocks, -1).expand_as(mass)
+        kept, slots = most_mass(mass, candidates, some, grid, budget, mass_threshold)
+        yield some, kept, kept_share(mass, kept, slots)
