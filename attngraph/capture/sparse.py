@@ -61,19 +61,18 @@ class SparseAttention:
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, softmax: Softmax
     ) -> Tensor:
         grid = BlockGrid(q.shape[1], self.config.block_size, window)
-        queries, keys, values = q.float(), k.float(), v.float()
         dense = None
         if self.config.forward == "dense" or (self.record is not None and self.config.audit == "full"):
             dense = dense_attention(q, k, v, grid, scale, softmax.softcap, softmax.sinks)
         attended = attend(
-            queries,
-            keys,
-            values,
+            q,
+            k,
+            v,
             grid,
             selector_for(self.config, grid, self.targets, estimate=self.record is not None and dense is None),
             scale=scale,
             softmax=softmax,
-            value_norm=value_norms(values, output_gram(module, len(q))) if self.record else None,
+            value_norm=value_norms(v, output_gram(module, len(q))) if self.record else None,
             targets=self.targets,
             spans=self.spans,
             dense_log_sum_exp=None if dense is None else dense.log_sum_exp,

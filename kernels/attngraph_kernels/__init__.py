@@ -5,6 +5,7 @@ Ground floor of attngraph: it knows nothing of models, files or graphs.
 
 from attngraph_kernels.attend import Attended, Edges, attend, value_norms
 from attngraph_kernels.audit import DenseAttention, dense_attention
+from attngraph_kernels.backend import Backend, use
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen
 from attngraph_kernels.coreset import Coreset, coreset
@@ -16,6 +17,7 @@ from attngraph_kernels.softmax import PLAIN, Softmax
 __all__ = [
     "PLAIN",
     "Attended",
+    "Backend",
     "BlockGrid",
     "BlockSelection",
     "Chosen",
@@ -37,5 +39,6 @@ __all__ = [
     "into_blocks",
     "pyramid",
     "select",
+    "use",
     "value_norms",
 ]

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from attngraph_kernels.audit import DenseAttention
+from attngraph_kernels.backend import runs_in_triton
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen, choose_rows, row_chunks
 from attngraph_kernels.select import Selector
 from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.spans import SpanSums
+from attngraph_kernels.triton import limits
 
 
 class Edges(NamedTuple):
@@ -68,7 +70,8 @@ def value_norms(v: Tensor, projection: Tensor) -> Tensor:
         [H, d_v, d_v], the Gram matrices W_O^h W_O^hᵀ of each head's part of the output projection.
     """
     groups = projection.chunk(len(v))
-    return torch.cat([((x @ gram) * x).sum(dim=-1).clamp_min_(0).sqrt_() for x, gram in zip(v, groups, strict=True)])
+    rows = (x.float() for x in v)
+    return torch.cat([((x @ gram) * x).sum(dim=-1).clamp_min_(0).sqrt_() for x, gram in zip(rows, groups, strict=True)])
 
 
 def attend(
@@ -91,7 +94,8 @@ def attend(
     Parameters
     ----------
     q, k, v
-        [H, T, d], [G, T, d], [G, T, d_v], fp32; query head h reads key/value head h // (H / G).
+        [H, T, d], [G, T, d], [G, T, d_v]; query head h reads key/value head h // (H / G). Computed in fp32, in Triton
+        (`backend`) with products of their own number type, which the output then has too.
     scale
         Softmax scale.
     softmax
@@ -109,6 +113,24 @@ def attend(
         The layer's dense attention, to be observed and not replaced: it audits every query block too, its output is
         what is returned, and masses are shares of its softmax, so that a row's masses sum to what the row keeps.
     """
+    if runs_in_triton("attend", q, lambda: limits.of_layer(q, k, v) or limits.of_search(selector, grid)):
+        from attngraph_kernels.triton.attend import attend as fused
+
+        return fused(
+            q,
+            k,
+            v,
+            grid,
+            selector,
+            scale=scale,
+            softmax=softmax,
+            value_norm=value_norm,
+            targets=targets,
+            spans=spans,
+            dense_log_sum_exp=dense_log_sum_exp,
+            beside=beside,
+        )
+    q, k, v = q.float(), k.float(), v.float()
     groups = len(k)
     if beside is not None:
         dense_log_sum_exp = beside.log_sum_exp
@@ -127,7 +149,7 @@ def attend(
     return _joined(parts, output[:, : grid.tokens] if beside is None else beside.output)
 
 
-def _audited_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
+def audited_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
     """The share of the dense mass that each query block keeps, exp(kept - dense), mean over its rows: [H, nq].
 
     Parameters
@@ -135,10 +157,10 @@ def _audited_share(kept: Tensor, dense: Tensor, grid: BlockGrid) -> Tensor:
     kept, dense
         [H, T], log-sum-exp of each row's scores over the kept keys, and over all visible keys.
     """
-    return _block_mean((kept - dense).exp().clamp_max(1), grid)
+    return block_mean((kept - dense).exp().clamp_max(1), grid)
 
 
-def _block_mean(rows: Tensor, grid: BlockGrid) -> Tensor:
+def block_mean(rows: Tensor, grid: BlockGrid) -> Tensor:
     """[H, T] as the mean over each block's rows, [H, nq]."""
     total = into_blocks(rows.unsqueeze(-1), grid.size).squeeze(-1).sum(dim=-1)
     return total / grid.row_counts(0, grid.count, total)
@@ -193,15 +215,9 @@ def _attend_group(
         torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)
     )
     if dense is not None:
-        kept_mass = _audited_share(log_sum_exp[:, : grid.tokens], dense, grid)
+        kept_mass = audited_share(log_sum_exp[:, : grid.tokens], dense, grid)
     at = torch.tensor(work.targets, dtype=torch.int64, device=v.device)
-    kept = min(work.selector.budget, grid.count) * values[0].numel()
-    rows = _joined_rows(
-        [
-            _attend_rows(q, k, values, lengths, grid, at[run], work.selector, softmax, total)
-            for run in row_chunks(at.tolist(), len(q), grid, kept)
-        ]
-    )
+    rows = attend_rows(q[:, at], k, values, lengths, grid, at, work.selector, softmax, total)
     if total is None:
         output[:, at] = rows.output
     log_sum_exp[:, at] = rows.log_sum_exp
@@ -211,7 +227,7 @@ def _attend_group(
         edges=Edges(blocks, mass, contribution),
         targets=rows.edges,
         kept_mass=kept_mass,
-        kept_mass_estimate=_block_mean(estimate[:, : grid.tokens], grid),
+        kept_mass_estimate=block_mean(estimate[:, : grid.tokens], grid),
         target_kept_mass=rows.kept_mass,
         span_mass=sums.mass(),
         span_contribution=sums.contribution(),
@@ -279,7 +295,7 @@ class _Chunk(NamedTuple):
     kept_mass: Tensor
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Output [P, R, d_v], log-sum-exp and kept mass [P, R], and edges of single query rows."""
 
     output: Tensor
@@ -288,8 +304,8 @@ class _Rows(NamedTuple):
     edges: Edges
 
 
-def _attend_rows(
-    q: Tensor,
+def attend_rows(
+    queries: Tensor,
     k: Tensor,
     values: Tensor,
     lengths: Tensor,
@@ -298,10 +314,44 @@ def _attend_rows(
     selector: Selector,
     softmax: Softmax,
     dense: Tensor | None,
-) -> _Rows:
-    """Attention of the target rows, each over the blocks that it alone would keep."""
+) -> Rows:
+    """Attention of target rows, each over the blocks that it alone would keep.
+
+    Parameters
+    ----------
+    queries, at
+        [P, R, d], scaled, and [R], their positions.
+    k, values, lengths
+        [T, d], fp32; [n, size, d_v]; value norms [P, n, size].
+    dense
+        [P, T], log-sum-exp over all visible keys: probabilities are those of the dense softmax.
+    """
+    kept = min(selector.budget, grid.count) * values[0].numel()
+    parts = [
+        _attend_rows(queries[:, run], k, values, lengths, grid, at[run], selector, softmax, dense)
+        for run in row_chunks(at.tolist(), len(queries), grid, kept)
+    ]
+    return Rows(
+        output=torch.cat([part.output for part in parts], dim=1),
+        log_sum_exp=torch.cat([part.log_sum_exp for part in parts], dim=1),
+        kept_mass=torch.cat([part.kept_mass for part in parts], dim=1),
+        edges=Edges(*(torch.cat(columns, dim=1) for columns in zip(*(part.edges for part in parts), strict=True))),
+    )
+
+
+def _attend_rows(
+    queries: Tensor,
+    k: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    grid: BlockGrid,
+    at: Tensor,
+    selector: Selector,
+    softmax: Softmax,
+    dense: Tensor | None,
+) -> Rows:
     budget = min(selector.budget, grid.count)
-    blocks, scores, kept_mass = choose_rows(q, k, grid, at, budget, softmax, selector.mass_threshold)
+    blocks, scores, kept_mass = choose_rows(queries, k, grid, at, budget, softmax, selector.mass_threshold)
     index = blocks.clamp_min(0)
     total = scores.flatten(2).logsumexp(dim=-1)
     total = torch.logaddexp(total, softmax.sink_scores(total))
@@ -310,16 +360,7 @@ def _attend_rows(
     output = values.new_empty(*total.shape, 0)  # beside a dense pass it is not wanted
     if dense is None:
         output = torch.einsum("prks,prksd->prd", weights, values[index])
-    return _Rows(output, total, kept_mass, _edges(blocks, weights, length))
-
-
-def _joined_rows(parts: list[_Rows]) -> _Rows:
-    return _Rows(
-        output=torch.cat([part.output for part in parts], dim=1),
-        log_sum_exp=torch.cat([part.log_sum_exp for part in parts], dim=1),
-        kept_mass=torch.cat([part.kept_mass for part in parts], dim=1),
-        edges=Edges(*(torch.cat(columns, dim=1) for columns in zip(*(part.edges for part in parts), strict=True))),
-    )
+    return Rows(output, total, kept_mass, _edges(blocks, weights, length))
 
 
 def _edges(blocks: Tensor, share: Tensor, length: Tensor) -> Edges:

@@ -1,8 +1,8 @@
 """Dense attention without a T × T tensor: output and log-sum-exp of every row, exact; O(T²) time, O(T) memory.
 
 On a processor torch's own flash kernel gives both for plain causal attention. Windows and soft caps, which it does not
-know, are computed here for a few rows at a time, and so is everything on other devices. Learned sinks only rescale what
-comes out.
+know, are computed here for a few rows at a time, and so is everything on other devices without Triton. Learned sinks
+only rescale what comes out.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attngraph_kernels.backend import runs_in_triton
 from attngraph_kernels.blocks import BlockGrid
 from attngraph_kernels.chosen import dense_chunks
 from attngraph_kernels.softmax import Softmax
+from attngraph_kernels.triton import limits
 
 
 class DenseAttention(NamedTuple):
@@ -50,6 +52,10 @@ def dense_attention(
     sinks
         [H], a further score of every row of a head, with the value zero.
     """
+    if runs_in_triton("dense_attention", q, lambda: limits.of_layer(q, k, v)):
+        from attngraph_kernels.triton.audit import dense_attention as fused
+
+        return fused(q, k, v, grid, scale, softcap, sinks)
     if q.device.type == "cpu" and softcap is None and not grid.windowed and v.shape[-1] == q.shape[-1]:
         output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q[None], k[None], v[None], 0.0, True, scale=scale

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Literal, cast, get_args
@@ -56,13 +56,13 @@ def use(backend: Backend) -> Iterator[None]:
         _backend = before
 
 
-def runs_in_triton(operation: str, tensor: Tensor, unknown: str | None = None) -> bool:
+def runs_in_triton(operation: str, tensor: Tensor, unknown: Callable[[], str | None]) -> bool:
     """Whether `operation` on `tensor` and its like is Triton's.
 
     Parameters
     ----------
     unknown
-        Why the kernels don't know this case of the operation, if they don't.
+        Says why the kernels don't know this case of the operation, None if they do.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def runs_in_triton(operation: str, tensor: Tensor, unknown: str | None = None) -
     """
     if _backend == "torch" or (_backend == "auto" and tensor.device.type == "cpu"):
         return False
-    reason = unknown or _missing(tensor.device.type)
+    reason = _missing(tensor.device.type) or unknown()
     if reason is None:
         return True
     if _backend == "triton":

@@ -98,7 +98,7 @@ def row_chunks(at: list[int], heads: int, grid: BlockGrid, kept: int) -> Iterato
 
 
 def choose_rows(
-    q: Tensor,
+    queries: Tensor,
     k: Tensor,
     grid: BlockGrid,
     at: Tensor,
@@ -110,10 +110,11 @@ def choose_rows(
 
     Parameters
     ----------
-    q, k
-        [P, T, d], scaled, and [T, d].
+    queries, k
+        [P, R, d], scaled, and [T, d].
     at
-        [R], the query positions; scores with all keys from the first to the last that any of them sees are held.
+        [R], the positions of the queries; scores with all keys from the first to the last that any of them sees are
+        held.
     budget
         Blocks kept per row, the forced blocks of the row's own block included.
     mass_threshold
@@ -125,12 +126,12 @@ def choose_rows(
         Blocks [P, R, budget], ascending, -1 (first) where fewer are kept; scores [P, R, budget, size], -inf where a key
         is not visible or not kept; the kept share [P, R] of the dense attention mass, exact.
     """
-    heads, rows, size = len(q), len(at), grid.size
+    heads, rows, size = len(queries), len(at), grid.size
     own = at // size
     earliest = torch.tensor([grid.first_visible(block) for block in own.tolist()], dtype=own.dtype, device=k.device)
     first, stop = min(earliest.tolist(), default=0), max(own.tolist(), default=0) + 1
     reached = torch.arange(first * size, stop * size, device=k.device)
-    scores = softmax.capped(q[:, at] @ into_blocks(k, size)[first:stop].flatten(0, 1).T)
+    scores = softmax.capped(queries @ into_blocks(k, size)[first:stop].flatten(0, 1).T)
     scores.masked_fill_(~grid.visible(at[:, None], reached), -torch.inf)
     mass = softmax.probabilities(scores).view(heads, rows, stop - first, size).sum(dim=-1)
     blocks = torch.arange(first, stop, device=k.device).expand(heads, rows, -1)

@@ -20,6 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attngraph_kernels.backend import runs_in_triton
+from attngraph_kernels.triton import limits
+
 SLICE_ELEMENTS = 1 << 19
 """Numbers in the points reduced at once: small enough for a processor's cache."""
 
@@ -53,6 +56,10 @@ def coreset(
     spread
         [N, m], the spread that each point already stands for; none for raw points.
     """
+    if runs_in_triton("coreset", points, lambda: limits.of_layer(points) or limits.of_points(points.shape[1])):
+        from attngraph_kernels.triton.coreset import coreset as fused
+
+        return fused(points, weight, representatives, metric, spread)
     sets = max(1, SLICE_ELEMENTS // points[0].numel())
     spreads = torch.zeros_like(weight) if spread is None else spread
     slices = zip(*(torch.split(part, sets) for part in (points, weight, spreads)), strict=True)

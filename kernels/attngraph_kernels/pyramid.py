@@ -22,8 +22,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attngraph_kernels.backend import runs_in_triton
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.coreset import Coreset, coreset
+from attngraph_kernels.triton import limits
 
 ABSENT = -1e30
 """Log count of an unused representative: finite, so that no NaN can come of it."""
@@ -58,6 +60,10 @@ def pyramid(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, co
     metric
         [d, d], a factor of the second moment of the queries that read these keys.
     """
+    if runs_in_triton("pyramid", k, lambda: limits.of_layer(k) or limits.of_points(2 * representatives)):
+        from attngraph_kernels.triton.pyramid import pyramid as fused
+
+        return fused(k, grid, representatives, metric, coarsest)
     nodes = coreset(into_blocks(k, grid.size), present(grid, k), representatives, metric)
     levels = [_features(nodes)]
     while len(nodes.mean) > coarsest:

@@ -34,10 +34,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from attngraph_kernels.backend import runs_in_triton
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import Chosen, choose_dense, dense_chunks
 from attngraph_kernels.descent import Descent, Index, centre_index, coreset_index, mean_index
 from attngraph_kernels.softmax import PLAIN, Softmax
+from attngraph_kernels.triton import limits
 
 SEARCH_BLOCKS = 32
 """Query blocks searched at once."""
@@ -182,8 +184,12 @@ def select(
     softmax
         The layer's soft cap and the sinks [H] of its heads.
     """
+    if runs_in_triton("select", q, lambda: limits.of_layer(q, k) or limits.of_search(selector, grid)):
+        from attngraph_kernels.triton.select import select as fused
+
+        return fused(q, k, grid, selector, scale=scale, softmax=softmax)
     groups = []
-    for heads, keys, rule in zip((q * scale).chunk(len(k)), k, softmax.split(len(k)), strict=True):
+    for heads, keys, rule in zip((q.float() * scale).chunk(len(k)), k.float(), softmax.split(len(k)), strict=True):
         chunks = list(selector(heads, keys, grid, rule))
         groups.append(
             [torch.cat(parts, dim=1) for parts in zip(*((c.blocks, c.kept_mass) for c in chunks), strict=True)]

@@ -34,19 +34,31 @@ class SpanSums:
 
     def add(self, start: int, blocks: Tensor, weights: Tensor, inverse: Tensor, length: Tensor) -> None:
         """Add a chunk: `weights` [P, B, size, budget·size], 1 / row sum in `inverse`, value norms in `length`."""
-        met = [(span, block) for block in range(start, start + blocks.shape[1]) for span in self.met.get(block, ())]
-        if not met:
+        met = self.pairs(range(start, start + blocks.shape[1]))
+        if not len(met):
             return
-        span, block = torch.tensor(met, device=blocks.device).T
+        span, block = met.to(blocks.device).T
         rows = block[:, None] * self.grid.size + torch.arange(self.grid.size, device=blocks.device)
-        limits = torch.tensor([self.spans[s] for s, _ in met], device=blocks.device)
+        limits = torch.tensor(self.spans, device=blocks.device)[span]
         inside = ((rows >= limits[:, :1]) & (rows < limits[:, 1:])).float()
         local = block - start
         share = ((inverse[:, local] * inside).unsqueeze(2) @ weights[:, local]).squeeze(2)
-        segment = self.segment[blocks[:, local].clamp_min(0)].flatten(2)
+        self.take(span, blocks[:, local], share, length[:, local].flatten(2))
+
+    def pairs(self, blocks: range) -> Tensor:
+        """The pairs [M, 2] of a query span and a query block of `blocks` that it meets, on the processor."""
+        met = [(span, block) for block in blocks for span in self.met.get(block, ())]
+        return torch.tensor(met, dtype=torch.int64).view(-1, 2)
+
+    def take(self, span: Tensor, blocks: Tensor, share: Tensor, length: Tensor) -> None:
+        """Add what M query blocks' rows inside of query spans [M] give to the keys of their `blocks` [P, M, budget].
+
+        `share` and `length` [P, M, budget·size]: probability summed over these rows, and value norm, of every key.
+        """
+        segment = self.segment[blocks.clamp_min(0)].flatten(2)
         target = (span[:, None] * len(self.member) + segment).flatten(1)
         self.sums[0].scatter_add_(1, target, share.flatten(1))
-        self.sums[1].scatter_add_(1, target, (share * length[:, local].flatten(2)).flatten(1))
+        self.sums[1].scatter_add_(1, target, (share * length).flatten(1))
 
     def mass(self) -> Tensor:
         """[P, query spans, key spans]: mean over the query span's tokens of the probability on the key span."""

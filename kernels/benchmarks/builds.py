@@ -39,7 +39,7 @@ from attngraph_kernels.triton.select import Searched, descend, rescore
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that one program may have, by chip."""
 
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {torch.uint8: "u8", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
 
 class Build(NamedTuple):
@@ -270,7 +270,7 @@ def main() -> None:
         else:
             bad += 1
             rows.append({"name": found[0], "chip": found[1], "error": found[2]})
-            line = f"{found[0]} | {found[1]} | | | | {found[2][:200]}"
+            line = f"{found[0]} | {found[1]} | | | | {' '.join(found[2].split())[-300:]}"
         if not arguments.json:
             print(f"| {line} |", flush=True)
     if arguments.json:

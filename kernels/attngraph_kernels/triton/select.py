@@ -24,8 +24,9 @@ from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid
 from attngraph_kernels.pyramid import bump
-from attngraph_kernels.select import BlockSelection, Exact, Selector, Stream
+from attngraph_kernels.select import BlockSelection, Selector, Stream
 from attngraph_kernels.softmax import PLAIN, Softmax
+from attngraph_kernels.triton import limits
 from attngraph_kernels.triton.audit import top_blocks
 from attngraph_kernels.triton.launch import launch, power_of_two, precision, rows_contiguous, tile_for
 from attngraph_kernels.triton.pyramid import Levels, Queries, key_metric, key_tables, query_metric, query_tables
@@ -42,10 +43,6 @@ from attngraph_kernels.triton.tiles import (
     slots_of,
     started,
 )
-
-MOST_NODES = 1024
-"""Nodes, children or candidates that one program can rank."""
-
 
 class Searched(NamedTuple):
     """What a search knows of a layer: `blocks` [H, nq, budget] and `kept_mass` [H, nq] as in `BlockSelection`.
@@ -154,18 +151,18 @@ def _descend_kernel(
     for step in range(1, levels):
         level = levels - 1 - step
         child = tl.interleave(2 * kept, 2 * kept + 1)
-        alive = (child >= (lowest >> level)) & (child <= (highest >> level)) & (child >= 0)
-        top, total, share = _shares(
-            query, table, bias, tl.load(starts + level), child, alive,
+        below = (child >= (lowest >> level)) & (child <= (highest >> level)) & (child >= 0)
+        top, total, part = _shares(
+            query, table, bias, tl.load(starts + level), child, below,
             2 * BEAM, REPRESENTATIVES, QUERIES, ROWS, WIDTH, PADDED, FEW, PRECISION,
         )  # fmt: skip
-        mass = tl.sum(share * (weights / total)[:, None], axis=0)
-        key = ranked(mass, alive, 2 * BEAM)
-        best = tl.topk(key, BEAM)
+        masses = tl.sum(part * (weights / total)[:, None], axis=0)
+        order = ranked(masses, below, 2 * BEAM)
+        best = tl.topk(order, BEAM)
         limit = tl.where(level == 0, beam - FORCED, beam)
         if ESTIMATE:
             kept_from = tl.min(tl.where(rank < limit, best, 0x7FFFFFFFFFFFFFFF), axis=0)
-            gone = _dropped(gone, top, share, kept_from, key, child, alive, lowest, highest, level)
+            gone = _dropped(gone, top, part, kept_from, order, child, below, lowest, highest, level)
         kept = tl.where((rank < limit) & (best >= 0), tl.gather(child, slots_of(best, 2 * BEAM), 0), -1)
 
     # The forced blocks take the last places: own and previous, then the sink.
@@ -392,21 +389,6 @@ def rescore(
     )
 
 
-def unknown(selector: Selector, grid: BlockGrid) -> str | None:
-    """Why the kernels can't do what `selector` does, if they can't."""
-    if isinstance(selector, Exact):
-        return None
-    if not isinstance(selector, Stream):
-        return f"the search {type(selector).__name__} has no kernels"
-    few = selector.beam * (4 if grid.windowed else 1)
-    most = max(min(selector.start_nodes, grid.count), 2 * selector.beam, min(few, grid.count))
-    if most > MOST_NODES:
-        return f"{most} nodes or candidates at once are over the {MOST_NODES} that a kernel ranks"
-    if selector.beam <= len(grid.forced(grid.count - 1)):
-        return f"{selector.beam} candidates leave no room beside the forced blocks"
-    return None
-
-
 def search(
     q: Tensor, k: Tensor, grid: BlockGrid, selector: Selector, *, scale: float, softmax: Softmax = PLAIN
 ) -> Searched:
@@ -415,9 +397,9 @@ def search(
     Raises
     ------
     ValueError
-        If the kernels don't know the search (`unknown`).
+        If the kernels don't know the search (`limits.of_search`).
     """
-    reason = unknown(selector, grid)
+    reason = limits.of_search(selector, grid)
     if reason is not None:
         raise ValueError(f"The Triton kernels can't search: {reason}.")
     q, k = map(rows_contiguous, (q, k))
@@ -455,10 +437,11 @@ def _kinds_of_rows(selector: Selector, grid: BlockGrid, device: torch.device) ->
     if not isinstance(selector, Stream):
         return none, none, block
     available = block - _first_visible(block, grid) + 1
-    few = available <= selector.beam * (4 if grid.windowed else 1)
+    few = available <= limits.few_blocks(selector, grid)
     asked = ((block + 1) * grid.size).clamp_max(grid.tokens) > grid.tokens - selector.exact_tail
     asked[sorted(selector.exact_blocks)] = True
-    return block[few], block[~few & ~asked], block[~few & asked]
+    ranked_at_once = few & (available <= limits.MOST_NODES) & (selector.budget <= limits.MOST_NODES)
+    return block[ranked_at_once], block[~few & ~asked], block[~ranked_at_once & (few | asked)]
 
 
 def _first_visible(block: Tensor, grid: BlockGrid) -> Tensor:
@@ -469,7 +452,7 @@ def _first_visible(block: Tensor, grid: BlockGrid) -> Tensor:
 
 def _all_visible(at: Tensor, grid: BlockGrid, selector: Stream, heads: int) -> Tensor:
     """All visible blocks of rows with few of them, [H, B, C], -1 first."""
-    width = min(selector.beam * (4 if grid.windowed else 1), grid.count)
+    width = min(limits.few_blocks(selector, grid), grid.count, limits.MOST_NODES)
     block = at[:, None] + torch.arange(1 - width, 1, dtype=torch.int32, device=at.device)
     return torch.where(block >= _first_visible(at, grid)[:, None], block, -1).expand(heads, -1, -1)
 

@@ -1,0 +1,60 @@
+"""What the kernels don't know, in words for the log. Works without Triton."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attngraph_kernels.blocks import BlockGrid
+
+if TYPE_CHECKING:
+    from attngraph_kernels.select import Selector, Stream
+
+MOST_NODES = 1024
+"""Nodes, children or candidates that one program can rank."""
+
+MOST_POINTS = 128
+"""Points of one set that a program can reduce."""
+
+WIDEST = 256
+"""Numbers in a query, key or value."""
+
+
+def of_layer(*tensors: Tensor) -> str | None:
+    """Why the kernels can't read these queries, keys or values, if they can't."""
+    for x in tensors:
+        if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            return f"it has no kernels for {x.dtype}"
+        if x.shape[-1] > WIDEST:
+            return f"a width of {x.shape[-1]} is over the {WIDEST} that fit into a kernel's tiles"
+    return None
+
+
+def of_points(points: int) -> str | None:
+    """Why a set of so many points can't be reduced, if it can't."""
+    return None if points <= MOST_POINTS else f"{points} points in a set are over the {MOST_POINTS} that a kernel reduces"
+
+
+def of_search(selector: Selector, grid: BlockGrid) -> str | None:
+    """Why the kernels can't do what `selector` does, if they can't."""
+    from attngraph_kernels.select import Exact, Stream  # which asks for limits itself
+
+    if isinstance(selector, Exact):
+        return None
+    if not isinstance(selector, Stream):
+        return f"the search {type(selector).__name__} has no kernels"
+    if grid.available(grid.count - 1) <= few_blocks(selector, grid):
+        return None  # no descent
+    most = max(min(selector.start_nodes, grid.count), 2 * selector.beam)
+    if most > MOST_NODES:
+        return f"{most} nodes at once are over the {MOST_NODES} that a kernel ranks"
+    if selector.beam <= len(grid.forced(grid.count - 1)):
+        return f"{selector.beam} candidates leave no room beside the forced blocks"
+    return of_points(2 * selector.representatives)
+
+
+def few_blocks(selector: Stream, grid: BlockGrid) -> int:
+    """Visible blocks up to which a row takes all of them as candidates."""
+    return selector.beam * (4 if grid.windowed else 1)
