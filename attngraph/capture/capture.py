@@ -128,6 +128,7 @@ def capture(
         attention = SparseAttention(settings(budget), targets, spans, recorder.attended)
         with (
             passes.measured(CAPTURE),
+            recorder,
             replaced_attention(lm.model, attention),
             measured_shares(layers, recorder.finish),
             along_sparse.kept(),

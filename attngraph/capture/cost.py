@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from attngraph.store import Pruned
 from attngraph_kernels import Attended, BlockGrid, Softmax
 
@@ -18,18 +20,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.grids: list[BlockGrid] = []
-        self.kept_blocks: list[int] = []
+        self.kept_blocks: list[Tensor] = []  # numbers, left on their device: asking for one would make it wait
         self.sinks = False
 
     def attended(self, grid: BlockGrid, softmax: Softmax, attended: Attended) -> None:
         """Count one more layer."""
         self.grids.append(grid)
         self.sinks |= softmax.sinks is not None
-        self.kept_blocks.append(int((attended.edges.blocks >= 0).sum()))
+        self.kept_blocks.append((attended.edges.blocks >= 0).sum())
 
     def pruned(self, heads: int) -> Pruned:
         """The shares dropped so far."""
-        return pruned_shares(self.grids, self.kept_blocks, heads)
+        return pruned_shares(self.grids, [int(count) for count in self.kept_blocks], heads)
 
 
 def peak_rss_bytes() -> int:

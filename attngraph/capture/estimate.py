@@ -186,7 +186,7 @@ def _estimate(
     parts = peak_bytes(shape, tokens, config, targets, following, completion)
     left = available_bytes(device)
     if device.type == "cuda":
-        del parts["libraries"]
+        del parts["libraries"], parts["recording"]  # these are the host's
     elif left is not None:
         left += resident_bytes()
     # Whatever else this process holds, such as a notebook's data, stays beside the model.

@@ -3,8 +3,9 @@
 1. **Edges** are counted exactly: a query block keeps `budget` of the blocks that are visible to it, or all of them
    where there are fewer, in every head of every layer; a target keeps as many as the block it lies in.
 2. **Bytes on disk** are rows times the bytes per row of each table, as measured on real runs (docs/benchmarks.md).
-3. **Peak memory** is that of the moment that needs most. The weights, the libraries and the residual stream are there
-   always; beside them the MLP, the attention (q, k, v, the pyramid, one chunk of scores) or the recording of a layer.
+3. **Peak memory** is that of the moment that needs most. The weights, the libraries, the residual stream and the edges
+   of the layer that is being written are there always; beside them the MLP, the attention (q, k, v, the pyramid, one
+   chunk of scores) or the logits.
 """
 
 from __future__ import annotations
@@ -137,7 +138,6 @@ def peak_bytes(
     moments = {
         "mlp": per_token["mlp"],
         "attention": _attention(shape, tokens, config, len(targets)),
-        "recording": RECORDED * rows,
         "logits": _logits(shape, config, following, completion),
     }
     most = max(moments, key=lambda name: moments[name])
@@ -147,6 +147,7 @@ def peak_bytes(
         "weights": shape.weight_bytes,
         "stream": round(SLACK * (per_token["stream"] + states)),
         most: round(SLACK * moments[most]),
+        "recording": RECORDED * rows,  # of a layer while the next one is computed
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,19 +13,23 @@ from torch import Tensor
 
 from attngraph.capture.cost import Tally
 from attngraph.capture.shares import Shares
-from attngraph.store import RunWriter
+from attngraph.store import Background, RunWriter
 from attngraph_kernels import Attended, BlockGrid, Edges, Softmax
 
 Columns = Mapping[str, Any]
 
 
 class Recorder:
-    """Append each layer to the writer as it comes, and count in `tally` what it kept.
+    """Hand each layer to the writer as it comes, and count in `tally` what it kept; a context manager.
+
+    The writer works in a thread of its own, at most one layer behind: while a layer is written the next one is
+    computed. From a GPU what is recorded goes through pinned memory, without making it wait. What the writer raises
+    comes out of `finish`, or at the end of the with-block.
 
     Parameters
     ----------
     writer
-        An open `RunWriter`.
+        An open `RunWriter`; inside of the with-block it is the recorder's.
     targets
         Token positions whose rows are kept at token grain.
     """
@@ -33,6 +39,16 @@ class Recorder:
         self.targets = targets
         self.tally = Tally()
         self._pending: Attended | None = None
+        self._background = Background()
+
+    def __enter__(self) -> Recorder:
+        self._background.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._background.__exit__(kind, error, traceback)
 
     def attended(self, grid: BlockGrid, softmax: Softmax, attended: Attended) -> None:
         """Take a layer's attention; its shares follow when the layer is through."""
@@ -40,21 +56,66 @@ class Recorder:
         self._pending = attended
 
     def finish(self, layer: int, shares: Shares) -> None:
-        """Write the layer."""
+        """Start writing the layer; waits for the one before it."""
         attended, grid = self._pending, self.tally.grids[-1]
         assert attended is not None, "a layer ended without attention"
         self._pending = None
-        self.writer.append("edges", edge_columns(layer, attended.edges, "query_block", np.arange(grid.count)))
+        on_host = _Layer.copied(attended, shares)
+        self._background.submit(partial(self._write, layer, grid, on_host))
+
+    def _write(self, layer: int, grid: BlockGrid, found: _Layer) -> None:
+        found.wait()
+        blocks = np.arange(grid.count)
+        self.writer.append("edges", edge_columns(layer, found.edges, "query_block", blocks))
         if self.targets:
             targets = np.array(self.targets)
-            self.writer.append("target_edges", edge_columns(layer, attended.targets, "target", targets))
-            kept_mass = attended.target_kept_mass
-            self.writer.append("target_rows", row_columns(layer, attended.targets, "target", targets, kept_mass))
-        rows = row_columns(layer, attended.edges, "query_block", np.arange(grid.count), attended.kept_mass)
-        self.writer.append("rows", {**rows, "kept_mass_estimate": _by_row(attended.kept_mass_estimate)})
-        self.writer.append("shares", share_columns(layer, shares, grid, self.targets))
-        if attended.span_mass.shape[-1]:
-            self.writer.append("span_edges", span_columns(layer, attended.span_mass, attended.span_contribution))
+            self.writer.append("target_edges", edge_columns(layer, found.targets, "target", targets))
+            kept_mass = found.target_kept_mass
+            self.writer.append("target_rows", row_columns(layer, found.targets, "target", targets, kept_mass))
+        rows = row_columns(layer, found.edges, "query_block", blocks, found.kept_mass)
+        self.writer.append("rows", {**rows, "kept_mass_estimate": _by_row(found.kept_mass_estimate)})
+        self.writer.append("shares", share_columns(layer, found.shares, grid, self.targets))
+        if found.span_mass.shape[-1]:
+            self.writer.append("span_edges", span_columns(layer, found.span_mass, found.span_contribution))
+
+
+class _Layer(NamedTuple):
+    """What of a layer is written, on its way to the host's memory; `copied_at` is when it has arrived there."""
+
+    edges: Edges
+    targets: Edges
+    kept_mass: Tensor
+    kept_mass_estimate: Tensor
+    target_kept_mass: Tensor
+    span_mass: Tensor
+    span_contribution: Tensor
+    shares: Shares
+    copied_at: torch.cuda.Event | None
+
+    @classmethod
+    def copied(cls, attended: Attended, shares: Shares) -> _Layer:
+        """Start the copies; on the host there is nothing to copy."""
+
+        def host(x: Tensor) -> Tensor:
+            return x.to("cpu", non_blocking=True)  # into pinned memory, where it comes from a GPU
+
+        def edges(found: Edges) -> Edges:
+            return Edges(host(found.blocks.to(torch.int32)), host(found.mass), host(found.contribution))
+
+        names = ("kept_mass", "kept_mass_estimate", "target_kept_mass", "span_mass", "span_contribution")
+        found = {name: host(getattr(attended, name)) for name in names}
+        shares = Shares(*map(host, shares))
+        both = edges(attended.edges), edges(attended.targets)
+        event = None
+        if attended.kept_mass.is_cuda:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(attended.kept_mass.device))
+        return cls(*both, **found, shares=shares, copied_at=event)
+
+    def wait(self) -> None:
+        """Until the copies have arrived."""
+        if self.copied_at is not None:
+            self.copied_at.synchronize()
 
 
 def edge_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray) -> Columns:

@@ -1,5 +1,6 @@
 """Runs on disk: written whole or not at all, readable by anything that reads Parquet."""
 
+from attngraph.store.background import Background
 from attngraph.store.encoding import round_mantissa
 from attngraph.store.integrity import Verification, verify_run, verify_store
 from attngraph.store.keys import KeyIndex, remove_idle_locks, working_on
@@ -26,6 +27,7 @@ __all__ = [
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
     "TABLES",
+    "Background",
     "BudgetProbe",
     "Cost",
     "Fidelity",
