@@ -102,15 +102,23 @@ class _Layer(NamedTuple):
         def edges(found: Edges) -> Edges:
             return Edges(host(found.blocks.to(torch.int32)), host(found.mass), host(found.contribution))
 
-        names = ("kept_mass", "kept_mass_estimate", "target_kept_mass", "span_mass", "span_contribution")
-        found = {name: host(getattr(attended, name)) for name in names}
-        shares = Shares(*map(host, shares))
-        both = edges(attended.edges), edges(attended.targets)
-        event = None
-        if attended.kept_mass.is_cuda:
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(attended.kept_mass.device))
-        return cls(*both, **found, shares=shares, copied_at=event)
+        found = cls(
+            edges(attended.edges),
+            edges(attended.targets),
+            host(attended.kept_mass),
+            host(attended.kept_mass_estimate),
+            host(attended.target_kept_mass),
+            host(attended.span_mass),
+            host(attended.span_contribution),
+            Shares(*map(host, shares)),
+            None,
+        )
+        device = attended.kept_mass.device
+        return (
+            found
+            if device.type != "cuda"
+            else found._replace(copied_at=torch.cuda.current_stream(device).record_event())
+        )
 
     def wait(self) -> None:
         """Until the copies have arrived."""

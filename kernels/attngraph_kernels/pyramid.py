@@ -38,9 +38,9 @@ Pyramid = tuple[Tensor, ...]
 
 
 def second_moment_factor(x: Tensor, scale: float = 1.0) -> Tensor:
-    """A factor L [d, d], fp32, with L Lᵀ = scale² E[x xᵀ] over the rows of x [n, d], ridged so that it always exists."""
+    """An fp32 factor L [d, d] with L Lᵀ = scale² E[x xᵀ] over the rows of x [n, d], ridged so that it exists."""
     moment = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for part in x.split(ROWS_AT_ONCE):
+    for part in torch.split(x, ROWS_AT_ONCE):
         # Short fp32 products, added up in double: the rounding of a long one would outweigh the ridge.
         rows = into_blocks(part.float() if scale == 1 else part.float() * scale, 64)
         moment += torch.bmm(rows.transpose(1, 2), rows).sum(dim=0, dtype=torch.float64)

@@ -39,7 +39,14 @@ from attngraph_kernels.triton.select import Searched, descend, rescore
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that one program may have, by chip."""
 
-TYPES = {torch.uint8: "u8", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {
+    torch.uint8: "u8",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 
 
 class Build(NamedTuple):
@@ -201,8 +208,11 @@ def coreset_cases(few: bool) -> Iterator[Case]:
 
 def select_cases(few: bool) -> Iterator[Case]:
     """Descent and re-score with the default search, and with the largest budget of the default number of nodes."""
+    settings = [(16, 8, 512), (32, 32, 512)]
+    if not few:
+        settings += [(8, 16, 512), (64, 8, 512), (128, 4, 1024)]
     for width, dtype in _widths(few):
-        for size, budget, nodes in ((16, 8, 512), (32, 32, 512)) if few else ((8, 16, 512), (16, 8, 512), (32, 32, 512), (64, 8, 512), (128, 4, 1024)):
+        for size, budget, nodes in settings:
             grid = BlockGrid(1 << 19, size)
             yield Case(
                 f"descend {TYPES[dtype]} d {width} block {size} budget {budget}",

@@ -35,7 +35,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 def layer(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keys that drift along the sequence, and queries that look back: not plain noise, which has no structure."""
     draw = torch.Generator().manual_seed(0)
-    drift = torch.randn(GROUPS, tokens // 256, WIDTH, generator=draw).repeat_interleave(256, dim=1)
+    drift = torch.randn(GROUPS, -(-tokens // 256), WIDTH, generator=draw).repeat_interleave(256, dim=1)[:, :tokens]
     k = torch.randn(GROUPS, tokens, WIDTH, generator=draw) + drift
     source = torch.randint(tokens, (HEADS, tokens), generator=draw) % (torch.arange(tokens) + 1)
     q = k.repeat_interleave(HEADS // GROUPS, 0).gather(1, source.unsqueeze(-1).expand(-1, -1, WIDTH))

@@ -49,6 +49,10 @@ def test_an_error_of_the_writer_ends_the_recording(tmp_path):
 
 
 def test_an_error_of_the_last_layer_comes_out_at_the_end(tmp_path):
-    with RunWriter(tmp_path) as writer, pytest.raises(StoreError, match="comes after"), Recorder(writer, ()) as recorder:
+    with (
+        RunWriter(tmp_path) as writer,
+        pytest.raises(StoreError, match="comes after"),
+        Recorder(writer, ()) as recorder,
+    ):
         record(recorder, range(3))
         record(recorder, range(1))

@@ -104,9 +104,7 @@ def test_the_log_says_once_why_pytorch_is_used(caplog):
         for _ in range(3):
             assert not backend.runs_in_triton("select", on_gpu, lambda: "the search Flat has no kernels")
         assert backend.runs_in_triton("select", on_gpu, lambda: None)
-    assert [record.message for record in caplog.records] == [
-        "select runs in PyTorch: the search Flat has no kernels"
-    ]
+    assert [record.message for record in caplog.records] == ["select runs in PyTorch: the search Flat has no kernels"]
 
 
 @pytest.mark.parametrize(

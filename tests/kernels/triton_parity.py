@@ -100,7 +100,14 @@ def attention(
     assert torch.equal(found.targets.blocks, expected.targets.blocks), "other blocks of targets"
     assert found.output.dtype == dtype
     close(found.output, expected.output, 2e-3 if dtype == torch.float16 else 5e-5)
-    for name in ("log_sum_exp", "kept_mass", "kept_mass_estimate", "target_kept_mass", "span_mass", "span_contribution"):
+    for name in (
+        "log_sum_exp",
+        "kept_mass",
+        "kept_mass_estimate",
+        "target_kept_mass",
+        "span_mass",
+        "span_contribution",
+    ):
         close(getattr(found, name), getattr(expected, name), 1e-3 if name == "kept_mass_estimate" else 5e-5)
     for name in ("mass", "contribution"):
         close(getattr(found.edges, name), getattr(expected.edges, name), 2e-5)
@@ -156,7 +163,8 @@ def counts() -> None:
     with use("triton"):
         found = attend(q * 0, k, v, grid, Exact(budget=4), scale=0.25)
     close(found.log_sum_exp[0, :64], torch.arange(1, 65).float().log(), 1e-5)
-    close(found.edges.mass[0, 3], torch.stack([16 / (torch.arange(48, 64.0) + 1)] * 3 + [(torch.arange(16.0) + 1) / (torch.arange(48, 64.0) + 1)]).mean(dim=1), 1e-5)  # fmt: skip
+    seen, own = torch.arange(49, 65.0), torch.arange(1, 17.0)  # keys that each row of block 3 sees, in all and in it
+    close(found.edges.mass[0, 3], torch.stack([16 / seen, 16 / seen, 16 / seen, own / seen]).mean(dim=1), 1e-5)
     close(found.kept_mass[0, :4], torch.ones(4), 1e-5)
 
 
@@ -175,18 +183,27 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     half, single = torch.float16, torch.float32
     exact, search = Exact(budget=4), Stream(budget=5, estimate=True, **SEARCH)
     spans, targets = ((3, 9), (5, 40), (40, 70)), (69, 20)
-    yield "attend, spans, targets", lambda: attention((4, 1, 70, 64), BlockGrid(70, 16), exact, half, spans=spans, targets=targets)  # fmt: skip
-    yield "attend, window, cap, sinks", lambda: attention((4, 2, 70, 80), BlockGrid(70, 8, 30), exact, single, softcap=20.0, sinks=True, spans=spans)  # fmt: skip
-    yield "attend beside", lambda: attention((2, 2, 70, 16), BlockGrid(70, 16), exact, single, beside=True, spans=spans, targets=targets)  # fmt: skip
-    yield "attend, large blocks, wide", lambda: attention((1, 1, 290, 256), BlockGrid(290, 128), Exact(budget=2), single)
+    grid, windowed = BlockGrid(70, 16), BlockGrid(70, 8, 30)
+    capped = {"softcap": 20.0, "sinks": True}
+    kept = {"spans": spans, "targets": targets}
+    threshold = Stream(budget=4, mass_threshold=0.7, **{**SEARCH, "candidates": 1})
+    asked = Stream(budget=4, exact_blocks=frozenset([12]), **SEARCH)
+    two = Exact(budget=2)
+    yield "attend, spans, targets", lambda: attention((4, 1, 70, 64), grid, exact, half, **kept)
+    yield (
+        "attend, window, cap, sinks",
+        lambda: attention((4, 2, 70, 80), windowed, exact, single, **capped, spans=spans),
+    )
+    yield "attend beside", lambda: attention((2, 2, 70, 16), grid, exact, single, beside=True, **kept)
+    yield "attend, large blocks, wide", lambda: attention((1, 1, 290, 256), BlockGrid(290, 128), two, single)
     yield "attend, other width of values", lambda: attention((8, 1, 50, 96), BlockGrid(50, 32), exact, half, values=64)
     yield "dense", lambda: dense((4, 1, 150, 64), BlockGrid(150, 16), half, None, sinks=False)
     yield "dense, window, cap, sinks", lambda: dense((4, 2, 150, 80), BlockGrid(150, 16, 70), single, 20.0, sinks=True)
     yield "coreset 16", lambda: reduced(70, 24, 16, 4)
     yield "coreset 32", lambda: reduced(70, 80, 32, 8)
     yield "search", lambda: attention((1, 1, 170, 16), BlockGrid(170, 8), search, single)
-    yield "search, window, threshold", lambda: attention((1, 1, 200, 16), BlockGrid(200, 8, 180), Stream(budget=4, mass_threshold=0.7, **{**SEARCH, "candidates": 1}), single, sinks=True)  # fmt: skip
-    yield "search in fp16", lambda: attention((1, 1, 120, 32), BlockGrid(120, 8), Stream(budget=4, exact_blocks=frozenset([12]), **SEARCH), half)  # fmt: skip
+    yield "search, window", lambda: attention((1, 1, 200, 16), BlockGrid(200, 8, 180), threshold, single, sinks=True)
+    yield "search in fp16", lambda: attention((1, 1, 120, 32), BlockGrid(120, 8), asked, half)
     yield "ties, search", lambda: ties(Stream(budget=5, **SEARCH))
     yield "ties, exact", lambda: ties(Exact(budget=5))
     yield "counts", counts
@@ -202,7 +219,7 @@ def main() -> None:
         try:
             case()
             found = "ok"
-        except Exception:
+        except Exception:  # noqa: BLE001 - the test that reads this says which case failed, and why
             found = traceback.format_exc()
         print(json.dumps({"case": name, "found": found}), flush=True)
 

@@ -16,7 +16,7 @@ Targets are few rows, each with all keys it sees: PyTorch serves them (`attngrap
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -48,8 +48,8 @@ PAIRS_ELEMENTS = 1 << 24
 
 
 class OverBlocks(NamedTuple):
-    """`output` [H, T, d_v] in the dtype of v, or None where not asked for; `log_sum_exp` [H, T] over kept keys and sink,
-    fp32; `mass` and `contribution` [H, nq, budget], fp32.
+    """`output` [H, T, d_v] in the dtype of v, or None where not asked for; in fp32, `log_sum_exp` [H, T] over the kept
+    keys and the sink, and `mass` and `contribution` [H, nq, budget].
     """
 
     output: Tensor | None
@@ -378,7 +378,7 @@ def attend(
     if beside is not None:
         dense_log_sum_exp = beside.log_sum_exp
     observed = None if beside is None else beside.log_sum_exp
-    rule = {"scale": scale, "softmax": softmax}
+    rule: dict[str, Any] = {"scale": scale, "softmax": softmax}
     selection = search(q, k, grid, selector, **rule)
     found = over_blocks(
         q,

@@ -1,15 +1,16 @@
 """Dense attention of a layer, streamed: output and log-sum-exp of every row, and exact block masses on request.
 
-`dense_attention` walks, for every tile of rows, all keys that its rows see, with a running softmax. `block_masses` does
-the same for chosen query blocks in three steps: log-sum-exps of stretches of keys, side by side, so that a few rows with
-very long pasts still fill a GPU; their sum; and the probabilities summed over each key block. `top_blocks` keeps of these
-masses what a budget allows, some query blocks at a time, so that there is never a matrix of all query blocks and all key
-blocks.
+`dense_attention` walks, for every tile of rows, all keys that its rows see, with a running softmax. `block_masses`
+does the same for chosen query blocks in three steps: log-sum-exps of stretches of keys, side by side, so that a few
+rows with very long pasts still fill a GPU; their sum; and the probabilities summed over each key block. `top_blocks`
+keeps of these masses what a budget allows, some query blocks at a time, so that there is never a matrix of all query
+blocks and all key blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -138,7 +139,7 @@ def dense_attention(
     return DenseAttention(found, total)
 
 
-def _shared(q: Tensor, k: Tensor, grid: BlockGrid, scale: float, softmax: Softmax) -> dict[str, int | float | str]:
+def _shared(q: Tensor, k: Tensor, grid: BlockGrid, scale: float, softmax: Softmax) -> dict[str, Any]:
     """The arguments that all kernels here have."""
     heads, tokens, width = q.shape
     return {
@@ -181,7 +182,7 @@ def _partial_kernel(
     program, number = tl.program_id(0), tl.program_id(1)
     head = (program % heads).to(tl.int64)
     index = program // heads
-    own, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
+    _, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
     k += (head // group) * k_head
     queries = load_rows(q + head * q_head, row, q_row, present_row, WIDTH, PADDED)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -258,11 +259,19 @@ def block_masses(
     stretches = -(-tiles // steps)
     chosen = at.to(device=q.device, dtype=torch.int32)
     shared = _shared(q, k, grid, scale, softmax)
-    sizes = {"SIZE": grid.size, "ROWS": rows, "KEYS": keys, "steps": steps}
+    shared |= {"SIZE": grid.size, "ROWS": rows, "KEYS": keys, "steps": steps}
     partial = torch.empty(len(at), heads, stretches, grid.size, dtype=torch.float32, device=q.device)
     started = (len(at) * heads, stretches)
     launch(
-        _partial_kernel, started, q=q, k=k, at=chosen, partial=partial, stretches=stretches, **shared, **sizes, **options
+        _partial_kernel,
+        started,
+        q=q,
+        k=k,
+        at=chosen,
+        partial=partial,
+        stretches=stretches,
+        **shared,
+        **options,
     )
     total = partial.logsumexp(dim=2)
     if softmax.sinks is not None:
@@ -278,7 +287,6 @@ def block_masses(
         mass=mass,
         count=grid.count,
         **shared,
-        **sizes,
         **options,
     )
     return mass, total.transpose(0, 1)

@@ -110,7 +110,7 @@ def coresets(
     weight: Tensor | None = None,
     spread: Tensor | None = None,
 ) -> Coreset:
-    """Reduce every `size` consecutive rows of a layer's points to `representatives` groups, the last set may be shorter.
+    """Reduce every `size` consecutive rows of a layer's points to `representatives` groups; the last set may be short.
 
     Parameters
     ----------

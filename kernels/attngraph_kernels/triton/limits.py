@@ -34,7 +34,7 @@ def of_layer(*tensors: Tensor) -> str | None:
 
 def of_points(points: int) -> str | None:
     """Why a set of so many points can't be reduced, if it can't."""
-    return None if points <= MOST_POINTS else f"{points} points in a set are over the {MOST_POINTS} that a kernel reduces"
+    return None if points <= MOST_POINTS else f"{points} points in a set are over the {MOST_POINTS} of a kernel"
 
 
 def of_search(selector: Selector, grid: BlockGrid) -> str | None:

@@ -18,8 +18,8 @@ from attngraph_kernels.triton.coreset import coresets
 
 
 class Levels(NamedTuple):
-    """The pyramids of G key/value heads: `mean` [G, nodes, r, d] and `bias` [G, nodes, r], finest level first; `starts`,
-    the first node of each level and the number of all nodes.
+    """The pyramids of G key/value heads: `mean` [G, nodes, r, d] and `bias` [G, nodes, r], finest level first; in
+    `starts` the first node of each level, then the number of all nodes.
     """
 
     mean: Tensor

@@ -4,18 +4,18 @@ One program serves one query block of one head, and holds its candidates in regi
 
 1. **Descent.** Score all nodes of the coarsest level, keep the beam, score its children, and so on down to the blocks.
    A node's share grows with a running softmax over its representatives, so no matrix of scores leaves the program.
-2. **Re-score.** The candidates' keys with all queries of the block: log-sum-exp first, then the mass of every candidate,
-   then the best of them, the forced ones before all others.
+2. **Re-score.** The candidates' keys with all queries of the block: log-sum-exp first, then the mass of every
+   candidate, then the best of them, the forced ones before all others.
 
-What is best is decided by integers made of the mass and the slot (`tiles.ranked`): ties go to the earlier one, as in the
-PyTorch path. Query blocks with few visible blocks skip the descent; those asked for (tail, targets) whose visible blocks
-are many take exact masses (`audit.top_blocks`). Scores come from tensor cores, accumulated in fp32; the tables of the
-descent have the number type of the queries and keys.
+What is best is decided by integers made of the mass and the slot (`tiles.ranked`): ties go to the earlier one, as in
+the PyTorch path. Query blocks with few visible blocks skip the descent; those asked for (tail, targets) whose visible
+blocks are many take exact masses (`audit.top_blocks`). Scores come from tensor cores, accumulated in fp32; the tables
+of the descent have the number type of the queries and keys.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -43,6 +43,7 @@ from attngraph_kernels.triton.tiles import (
     slots_of,
     started,
 )
+
 
 class Searched(NamedTuple):
     """What a search knows of a layer: `blocks` [H, nq, budget] and `kept_mass` [H, nq] as in `BlockSelection`.
@@ -417,7 +418,7 @@ def search(
         blank(tokens) if estimate else None,
     )
     few, searched, asked = _kinds_of_rows(selector, grid, q.device)
-    rule = {"scale": scale, "softmax": softmax, "mass_threshold": selector.mass_threshold}
+    rule: dict[str, Any] = {"scale": scale, "softmax": softmax, "mass_threshold": selector.mass_threshold}
     if len(few):
         assert isinstance(selector, Stream)
         rescore(q, k, grid, few, _all_visible(few, grid, selector, heads), found, complete=True, **rule)
@@ -464,11 +465,11 @@ def _searched(
     selector: Stream,
     at: Tensor,
     found: Searched,
-    rule: dict[str, object],
+    rule: dict[str, Any],
     estimate: bool,
 ) -> None:
     """Descent and re-score of the query blocks `at`, written into `found`."""
-    scale = float(rule["scale"])
+    scale: float = rule["scale"]
     keys = key_tables(k, grid, selector.representatives, query_metric(q, len(k), scale), selector.start_nodes)
     represented = selector.query_representatives or max(1, grid.size // 4)
     queries = query_tables(q, grid, represented, key_metric(k), scale)

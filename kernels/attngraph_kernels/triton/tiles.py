@@ -61,7 +61,7 @@ def started(sinks, head, ROWS: tl.constexpr, SINKS: tl.constexpr):
 
 @triton.jit
 def grown(top, total, scores):
-    """Take a tile of scores into the running softmax: the new maximum and sum, its weights, and what older ones fade by."""
+    """Take a tile of scores into the running softmax: new maximum and sum, its weights, and what older ones fade by."""
     higher = tl.maximum(top, tl.max(scores, axis=1))
     base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen no key yet
     weights = tl.exp2(scores - base[:, None])
