@@ -182,7 +182,7 @@ def _partial_kernel(
     program, number = tl.program_id(0), tl.program_id(1)
     head = (program % heads).to(tl.int64)
     index = program // heads
-    _, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
+    _own, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
     k += (head // group) * k_head
     queries = load_rows(q + head * q_head, row, q_row, present_row, WIDTH, PADDED)
     top = tl.full((ROWS,), float("-inf"), tl.float32)

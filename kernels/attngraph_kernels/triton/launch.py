@@ -88,8 +88,9 @@ def tile_for(rows: int, width: int, itemsize: int, *, values: bool = True) -> Ti
     row_bytes = power_of_two(width) * itemsize
     most = 64 if row_bytes <= 512 else 32
     height = max(16, min(power_of_two(rows), most))
-    keys = 128 if row_bytes <= 128 and height <= 32 else 64 if row_bytes <= 512 else 32
-    if row_bytes > 512 and itemsize == 4:
-        keys = 32 if not values else 16
-        height = min(height, 16)
-    return Tile(height, keys, 8 if height * power_of_two(width) >= 64 * 256 else 4, 2 if row_bytes <= 512 else 1)
+    keys = 64
+    if row_bytes > 512:
+        keys, height = 16 if values else 32, min(height, 16)
+    deep = keys * row_bytes <= (16 << 10 if values else 32 << 10)
+    num_stages = 3 if deep else 2 if row_bytes <= 512 else 1
+    return Tile(height, keys, 8 if height * power_of_two(width) >= 64 * 256 else 4, num_stages)

@@ -196,7 +196,7 @@ def descend(
         _descend_kernel,
         (len(at) * heads,),
         num_warps=8 if max(at_start, 2 * most) >= 256 else 4,
-        num_stages=1 if at_start >= 512 else 2,
+        num_stages=2,
         at=at.to(torch.int32),
         query=queries.mean.contiguous(),
         weight=queries.weight.contiguous(),
