@@ -93,4 +93,5 @@ def tile_for(rows: int, width: int, itemsize: int, *, values: bool = True) -> Ti
         keys, height = 16 if values else 32, min(height, 16)
     deep = keys * row_bytes <= (16 << 10 if values else 32 << 10)
     num_stages = 3 if deep else 2 if row_bytes <= 512 else 1
-    return Tile(height, keys, 8 if height * power_of_two(width) >= 64 * 256 else 4, num_stages)
+    wide = height * power_of_two(width) >= 64 * 256 or (row_bytes >= 512 and not values)
+    return Tile(height, keys, 8 if wide else 4, num_stages)

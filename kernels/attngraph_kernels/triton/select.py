@@ -189,7 +189,7 @@ def descend(
     most = power_of_two(beam)
     at_start = max(power_of_two(coarse), most, 16)
     padded = max(16, power_of_two(width))
-    narrow = 32 if levels.mean.element_size() == 4 else 64
+    narrow = 32 if padded * levels.mean.element_size() >= 512 else 64
     candidates = torch.empty(heads, len(at), beam, dtype=torch.int32, device=at.device)
     dropped = torch.empty(heads, len(at), represented if estimate else 0, dtype=torch.float32, device=at.device)
     launch(
@@ -223,7 +223,7 @@ def descend(
         FORCED=forced,
         WIDTH=width,
         PADDED=padded,
-        CHUNK=min(padded, 16 if narrow == 32 and at_start >= 512 else narrow if at_start < 1024 else 32),
+        CHUNK=min(padded, narrow if levels.mean.element_size() * at_start <= 1024 else narrow // 2),
         FEW=min(padded, narrow),
         WINDOWED=grid.windowed,
         ESTIMATE=estimate,
