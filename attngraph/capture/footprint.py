@@ -146,8 +146,8 @@ def peak_bytes(
         "libraries": LIBRARIES + FIXED,
         "weights": shape.weight_bytes,
         "stream": round(SLACK * (per_token["stream"] + states)),
-        most: round(SLACK * moments[most]),
         "recording": RECORDED * rows,  # of a layer while the next one is computed
+        most: round(SLACK * moments[most]),
     }
 
 
