@@ -59,6 +59,7 @@ _HOMES = {
     "category_profile": "attngraph_analyses",
     "compare": "attngraph_analyses",
     "compare_anchors": "attngraph_analyses",
+    "confirm": "attngraph_analyses",
     "current_flow": "attngraph_analyses",
     "curvature": "attngraph_analyses",
     "diff": "attngraph_analyses",

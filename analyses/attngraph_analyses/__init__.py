@@ -13,6 +13,7 @@ from attngraph_analyses.anchors import Anchors, anchors, receiver_heads
 from attngraph_analyses.betweenness import Betweenness, betweenness
 from attngraph_analyses.bottlenecks import Bottlenecks, bottlenecks
 from attngraph_analyses.compare import Comparison, compare
+from attngraph_analyses.confirm import Confirmation, confirm
 from attngraph_analyses.curvature import Curvature, curvature
 from attngraph_analyses.cuts import Cut, minimum_cut
 from attngraph_analyses.diff import Diff, diff
@@ -44,6 +45,7 @@ __all__ = [
     "Bottlenecks",
     "Compared",
     "Comparison",
+    "Confirmation",
     "Control",
     "CurrentFlow",
     "Curvature",
@@ -77,6 +79,7 @@ __all__ = [
     "category_profile",
     "compare",
     "compare_anchors",
+    "confirm",
     "current_flow",
     "curvature",
     "diff",

@@ -9,6 +9,9 @@ An entry is a function and what it is asked of:
 It returns a polars table; the study adds the columns that tell runs apart. Its options are its other parameters, with
 annotations of what a TOML file can hold, and it is found again by its name in its module, because workers are other
 processes. To add a question: write such a function, and enter it here.
+
+`by` and `show` say what a study's summary tells of the table: the columns to put rows together by, beside those of the
+study, and the columns to take shares and medians of. A table of all runs without `by` is told by its first rows.
 """
 
 from __future__ import annotations
@@ -27,6 +30,23 @@ from attngraph_analyses.bottlenecks import Order, bottlenecks
 from attngraph_analyses.heads import head_roles
 from attngraph_analyses.influence import influence
 from attngraph_analyses.nulls import Null, NullName
+from attngraph_analyses.registry_anchors import (
+    anchor_agreement,
+    anchor_heads,
+    anchors_table,
+    category_profile_table,
+    importance_correlation_table,
+)
+from attngraph_analyses.registry_compare import compare_differences, compare_profiles, compare_table
+from attngraph_analyses.registry_diff import (
+    diff_components,
+    diff_confirmed,
+    diff_routes,
+    diff_shuffled,
+    diff_table,
+    diff_totals,
+)
+from attngraph_analyses.registry_knockout import knockout_table, necessity_table, sufficiency_table
 from attngraph_analyses.routes import routes
 from attngraph_analyses.stability import head_stability
 from attngraph_analyses.throughput import throughput
@@ -35,10 +55,12 @@ DEFAULT_POLICY = Policy()
 
 
 class Analysis(NamedTuple):
-    """A function, and what it is asked of."""
+    """A function, what it is asked of, and what a summary tells of its table."""
 
     function: Callable[..., pl.DataFrame]
     of: Literal["run", "model", "store"]
+    by: tuple[str, ...] = ()
+    show: tuple[str, ...] = ()
 
 
 def influence_table(
@@ -151,12 +173,42 @@ def head_stability_table(
     return found.heads.join(shares, on="model", how="left", maintain_order="left") if len(found.heads) else found.heads
 
 
+NAMED = ("feature", "layer", "head", "query_role", "key_role")
+SUMMED = ("effect", "survives")
+COMPARED = ("within_one", "between", "within_other", "ratio", "energy", "p", "q")
+AGREED = ("pruned_causal", "spearman", "spearman_same_heads", "spearman_random_heads", "overlap", "overlap_chance")
+
 ANALYSES: dict[str, Analysis] = {
+    "anchor_agreement": Analysis(anchor_agreement, "store", by=("model", "config"), show=(*AGREED, "within")),
+    "anchor_heads": Analysis(anchor_heads, "run", by=("receiver",), show=("kurtosis", "dropped")),
+    "anchors": Analysis(anchors_table, "run", by=("category",), show=("score", "lower", "upper", "all_heads")),
     "bottlenecks": Analysis(bottlenecks_table, "run"),
+    "category_profile": Analysis(
+        category_profile_table, "run", by=("category",), show=("sentences", "percentile", "excess", "p")
+    ),
+    "compare": Analysis(compare_table, "store", show=("one", "other", "runs_one", "runs_other", *COMPARED)),
+    "compare_differences": Analysis(compare_differences, "store"),
+    "compare_profiles": Analysis(compare_profiles, "store", by=("score", "group"), show=("mean", "low", "high")),
+    "diff": Analysis(diff_table, "store", show=(*NAMED, "mean_first", "mean_second", "rank_biserial", "p_family", "q")),
+    "diff_components": Analysis(diff_components, "store"),
+    "diff_confirmed": Analysis(
+        diff_confirmed,
+        "store",
+        show=(*NAMED, "rank_biserial", "rank_biserial_fresh", "p_family", "p_family_fresh", "confirmed"),
+    ),
+    "diff_routes": Analysis(
+        diff_routes, "store", show=("kind", "route", "share_first", "share_second", "p", "p_family")
+    ),
+    "diff_shuffled": Analysis(diff_shuffled, "store", by=("by",), show=("alarm", "named", "least_p_family")),
+    "diff_totals": Analysis(diff_totals, "store"),
     "head_roles": Analysis(head_roles_table, "run"),
     "head_stability": Analysis(head_stability_table, "store"),
+    "importance_correlation": Analysis(importance_correlation_table, "run"),
     "influence": Analysis(influence_table, "run"),
     "influence_rank": Analysis(influence_rank, "run"),
+    "knockout": Analysis(knockout_table, "model", by=("removed",), show=("edges", "mass", *SUMMED)),
+    "necessity": Analysis(necessity_table, "model", by=("edges",), show=(*SUMMED, "control_effect")),
     "routes": Analysis(routes_table, "run"),
+    "sufficiency": Analysis(sufficiency_table, "model", by=("share",), show=("edges", *SUMMED, "control_effect")),
     "throughput": Analysis(throughput_table, "run"),
 }

@@ -107,7 +107,8 @@ def summary(
         print_screen(_rows(document["rows"], table))
     else:
         states = ", ".join(f"{document[state]} {state}" for state in ("done", "failed", "left"))
-        print_screen(f"{plan.name}: {states}; below shares of runs and medians", *_groups(document), _tables(document))
+        shown = [*_groups(document), *map(_finding, document["findings"])]
+        print_screen(f"{plan.name}: {states}; below shares of runs and medians", *shown, _tables(document))
 
 
 def _whereabouts(plan: ag.study.Study) -> dict[str, Any]:
@@ -135,6 +136,16 @@ def _groups(document: Mapping[str, Any]) -> list[Table]:
         )
         for source, values in sources.items()
     ]
+
+
+def _finding(finding: Mapping[str, Any]) -> Table:
+    """What a question's table says: medians by groups, without what all groups share, or its first rows."""
+    told, by = finding["told"], finding["group_by"]
+    if not by:
+        return _rows(told, f"{finding['table']}: first {len(told)} of {finding['rows']:,} rows")
+    same = {name for name in by if len(told) > 1 and len({repr(row[name]) for row in told}) == 1}
+    kept = [{name: value for name, value in row.items() if name not in same} for row in told]
+    return _rows(kept, f"{finding['table']}: {finding['rows']:,} rows, by {', '.join(n for n in by if n not in same)}")
 
 
 def _rows(rows: list[dict[str, Any]], title: str) -> Table:

@@ -38,12 +38,18 @@ class Analysis(Protocol):
     `function` returns a polars table. `of` says what it is asked of: ``"run"``, a function of a run; ``"model"``, of
     the loaded model and a run; ``"store"``, of all the study's runs, in the order of the plan. Its other parameters are
     the options that a study file may set. It is sent to worker processes by its name, so it has one, in a module.
+
+    `by` and `show` are for summaries: columns of its table to put rows together by, and to take shares and medians of.
     """
 
     @property
     def function(self) -> Callable[..., Any]: ...
     @property
     def of(self) -> Scope: ...
+    @property
+    def by(self) -> tuple[str, ...]: ...
+    @property
+    def show(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class PlannedAnalysis:
     of: Scope
     function: Callable[..., Any]
     options: Mapping[str, Any]
+    by: tuple[str, ...] = ()
+    show: tuple[str, ...] = ()
 
     def part(self, keys: str | Sequence[str]) -> str:
         """The name of the file that holds the answer for the run of this key, or for the runs of these."""
@@ -238,7 +246,7 @@ def _analysis(entry: Mapping[str, Any], where: str, known: Mapping[str, Analysis
         raise StudyError(f"{where}.table: {table!r} is a table of every study; give another name.")
     analysis = known[name]
     complete = complete_options(analysis.function, GIVEN[analysis.of], options, where)
-    return PlannedAnalysis(table, name, analysis.of, analysis.function, complete)
+    return PlannedAnalysis(table, name, analysis.of, analysis.function, complete, analysis.by, analysis.show)
 
 
 def _check_distinct(names: Sequence[str], where: str, what: str) -> None:

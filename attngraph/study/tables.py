@@ -7,7 +7,7 @@ which leads from a key to its run's folder. So two stores made from one study fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ from attngraph.study.records import (
 
 RUNS_SUMMARY = ("success", "next_tokens_match", "kl", "margin", "pruned_causal")
 """What a summary says of the table `runs`; of other tables with one row per run it says everything."""
+FIRST_ROWS = 10
+"""Rows of a table of all runs together that a summary shows."""
 
 
 class Captured(NamedTuple):
@@ -108,9 +110,10 @@ def _summary(study: Study, steps: Sequence[Step]) -> dict[str, Any]:
     states = [state for _, state, _ in steps]
     tables = {file.stem: pl.read_parquet(file) for file in sorted((study.output / "tables").glob("*.parquet"))}
     names = group_names(study)
+    told = {one["table"]: one for one in _findings(study, tables, names)}
     groups: dict[str, dict[str, Any]] = {}
     for table, frame in tables.items():
-        if table == "folders" or not _one_row_per_task(frame, study):
+        if table == "folders" or table in told or not _one_row_per_task(frame, study):
             continue
         chosen = RUNS_SUMMARY if table == "runs" else [c for c in frame.columns if c not in (*study.label_names, "key")]
         for row in _grouped(frame, names, chosen).to_dicts():
@@ -125,8 +128,33 @@ def _summary(study: Study, steps: Sequence[Step]) -> dict[str, Any]:
         **{state: states.count(state) for state in ("done", "failed", "left")},
         "group_by": names,
         "groups": list(groups.values()),
+        "findings": list(told.values()),
         "tables": [{"table": name, "rows": len(frame)} for name, frame in tables.items()],
     }
+
+
+def _findings(study: Study, tables: Mapping[str, pl.DataFrame], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What the questions themselves say is to be told of their tables (`Analysis.by`, `Analysis.show`)."""
+    for analysis in study.analyses:
+        frame = tables.get(analysis.table)
+        if frame is None or not (analysis.by or analysis.show or analysis.of == "store"):
+            continue
+        by = [*(names if analysis.of != "store" else ()), *analysis.by]
+        finding = {"table": analysis.table, "rows": len(frame), "group_by": by}
+        if not set(by) <= set(frame.columns):  # a table without any answer has no columns of its own
+            yield finding | {"told": []}
+        elif by:
+            shown = [name for name in analysis.show if name in frame.columns]
+            yield finding | {"told": _grouped(_together(frame, names, by), by, shown).to_dicts()}
+        else:
+            shown = [name for name in analysis.show or frame.columns if name in frame.columns]
+            yield finding | {"told": frame.select(shown).head(FIRST_ROWS).to_dicts()}
+
+
+def _together(frame: pl.DataFrame, names: Sequence[str], by: Sequence[str]) -> pl.DataFrame:
+    """The rows in the order of the study's groups, and in these in the order in which `by` first has its values."""
+    first = [pl.int_range(pl.len()).min().over(columns) for columns in (set(names) & set(by), by) if columns]
+    return frame.sort(first, maintain_order=True)
 
 
 def _one_row_per_task(frame: pl.DataFrame, study: Study) -> bool:
@@ -137,11 +165,15 @@ def _one_row_per_task(frame: pl.DataFrame, study: Study) -> bool:
 
 
 def _grouped(frame: pl.DataFrame, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-    """Per group the number of runs, the share of every truth value that is true, the median of every number."""
+    """Per group the number of runs, the share of every truth value that is true, the median of every number.
+
+    In a table of all runs together it is the number of rows.
+    """
     schema = frame.schema
     said = [pl.col(name).mean() for name in columns if schema[name] == pl.Boolean]
     said += [pl.col(name).median() for name in columns if schema[name].is_numeric()]
-    return frame.group_by(names, maintain_order=True).agg(pl.len().alias("runs"), *said)
+    count = pl.col("key").n_unique().alias("runs") if "key" in schema else pl.len().alias("rows")
+    return frame.group_by(names, maintain_order=True).agg(count, *said)
 
 
 def _labels(study: Study) -> pl.DataFrame:

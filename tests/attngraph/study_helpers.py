@@ -17,6 +17,8 @@ class Entry(NamedTuple):
 
     function: Any
     of: str
+    by: tuple[str, ...] = ()
+    show: tuple[str, ...] = ()
 
 
 def study_file(folder: Path, model: Path | str, *, text: str | None = None, **changes: str) -> Path:
