@@ -1,4 +1,4 @@
-"""The project's questions in a study of a tiny model: runs made by hand are reused, and the summary tells each table."""
+"""The project's questions in a study of a tiny model: runs made by hand are reused, the summary tells each table."""
 
 from __future__ import annotations
 
