@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -84,7 +85,9 @@ def environment() -> dict[str, str]:
 def task_key(lm: LanguageModel, prompt: Prompt, config: StreamConfig) -> str:
     """What identifies a run before it exists: a hash of model, prompt (spans and answer too), settings and schema."""
     spans = [(span.name, span.start, span.end) for span in prompt.spans]
-    parts = (lm.fingerprint, prompt.sha256, spans, prompt.answer, config, SCHEMA_VERSION)
+    # Fields are encoded in the order in which they were set, which for settings read from a file is that of the file.
+    settings = replace(config)
+    parts = (lm.fingerprint, prompt.sha256, spans, prompt.answer, settings, SCHEMA_VERSION)
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
 
