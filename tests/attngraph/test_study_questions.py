@@ -67,7 +67,7 @@ def test_runs_made_by_hand_are_reused_and_the_summary_tells_every_table(command,
     assert [(row["one"], row["other"]) for row in told["compare"]["told"]] == [("multikey", "needle")]
     assert len(told["diff"]["told"]) == min(10, told["diff"]["rows"])
     printed = command("study", "summary", file, "--store", by_hand).stdout
-    assert "knockout: 16 rows, by task, removed" in " ".join(printed.split())
+    assert "knockout: 16 rows, by task, distractors, removed" in " ".join(printed.split())
     assert f"diff: first {len(told['diff']['told'])} of" in printed
 
 
