@@ -147,7 +147,7 @@ NEEDLE = '[[tasks]]\nname = "needle"\n'
         (HEAD + NEEDLE + '[[configs]]\naudit = "some"\n', "configs[0].audit: Invalid enum value 'some'"),
         (HEAD + NEEDLE + "length = 80\n[[configs]]\nbudget = 8\n", "budget=8 is over the prompt's 5 blocks"),
         (HEAD + NEEDLE + "[[configs]]\n[[configs]]\n", "configs: the name 'default' comes twice"),
-        (HEAD + NEEDLE + '[[analyses]]\nname = "rotes"\n', "analyses[0].name: 'rotes' is no analysis; known: bottle"),
+        (HEAD + NEEDLE + '[[analyses]]\nname = "rotes"\n', "analyses[0].name: 'rotes' is no analysis; known: anchor"),
         (HEAD + NEEDLE + '[[analyses]]\nname = "routes"\nk = "ten"\n', "analyses[0].k: Expected `int`, got `str`"),
         (HEAD + NEEDLE + '[[analyses]]\nname = "routes"\nK = 1\n', "analyses[0].K: there is no such option"),
         (HEAD + NEEDLE + '[[analyses]]\nname = "routes"\n' * 2, "analyses: the table 'routes' comes twice"),
