@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from attngraph.testing import write_random_run
+from tests.attngraph.without_torch import WITHOUT_TORCH
 
 MAIN = "from attngraph.cli import main; main()"
 
@@ -60,7 +61,6 @@ def test_without_torch_the_command_that_installs_it_is_told(tmp_path, name):
 @pytest.mark.slow
 def test_questions_need_no_torch(tmp_path):
     path = write_random_run(tmp_path).path
-    before = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None"
     for arguments in (
         ("routes", path),
         ("influence", path),
@@ -71,7 +71,7 @@ def test_questions_need_no_torch(tmp_path):
         ("ls", tmp_path),
         ("verify", path),
     ):
-        result = run(*arguments, before=before)
+        result = run(*arguments, before=WITHOUT_TORCH)
         assert result.returncode == 0, result.stderr
 
 

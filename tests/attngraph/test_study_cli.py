@@ -13,6 +13,7 @@ import pytest
 
 import attngraph as ag
 from tests.attngraph.study_helpers import study_file
+from tests.attngraph.without_torch import WITHOUT_TORCH
 
 MAIN = "from attngraph.cli import main; main()"
 
@@ -81,7 +82,7 @@ def test_refusals_exit_with_2(command, tmp_path, monkeypatch, model, arguments, 
 @pytest.mark.slow
 def test_status_and_summary_load_no_torch(tmp_path):
     file = study_file(tmp_path, "smollm2-135m")
-    code = f"import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n{MAIN}"
+    code = f"{WITHOUT_TORCH}\n{MAIN}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     status = subprocess.run(
         [sys.executable, "-c", code, "study", "status", str(file), "--json"],
