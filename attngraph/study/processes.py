@@ -76,10 +76,8 @@ class _Worker:
         return None
 
     def end(self) -> None:
-        """End the process, first by asking: an idle one ends when its pipe closes."""
+        """Wait for the process to end, and then kill it; an idle one ends when its pipe closes."""
         self.connection.close()
-        if self.number is not None:
-            self.process.terminate()
         self.process.join(ENDING_SECONDS)
         if self.process.is_alive():
             self.process.kill()
