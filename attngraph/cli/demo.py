@@ -18,7 +18,6 @@ from attngraph.errors import GraphError, ModelError, StoreError
 
 if TYPE_CHECKING:
     from attngraph.graph import AttentionGraph
-    from attngraph.models import LanguageModel
     from attngraph.store import Run
 
 
@@ -45,17 +44,17 @@ def demo(
         raise ModelError(f"The model {lm.id!r} has no tokenizer, so no needle prompt can be made for it.")
     prompt = ag.tasks.needle(lm.tokenizer, length=length, depth=depth, seed=seed, haystack=haystack)
     run = ag.capture(lm, prompt, config, store=out)
-    document = demo_document(lm, run, k)
+    document = demo_document(run, k)
     if json:
         print_json(document)
     else:
         _print(run, document)
 
 
-def demo_document(lm: LanguageModel, run: Run, k: int) -> dict[str, Any]:
+def demo_document(run: Run, k: int) -> dict[str, Any]:
     """What the demo found, as JSON values."""
-    manifest, cost, fidelity = run.manifest, run.cost, run.fidelity
-    if fidelity is None or lm.tokenizer is None:
+    manifest, cost, fidelity, outcome = run.manifest, run.cost, run.fidelity, run.manifest.outcome
+    if fidelity is None or outcome is None:
         raise StoreError(f"{run.path} holds no answers to show; capture it with a tokenizer and n_match of at least 1.")
     graph = run.graph()
     routes = ag.routes(graph, source="needle", target="output", k=k).to_dict()
@@ -66,9 +65,9 @@ def demo_document(lm: LanguageModel, run: Run, k: int) -> dict[str, Any]:
         "block_size": manifest.config.block_size,
         "budget": manifest.budget,
         "answer": {
-            "expected": manifest.prompt.answer,
-            "dense": lm.tokenizer.decode(list(fidelity.dense_answer)),
-            "sparse": lm.tokenizer.decode(list(fidelity.sparse_answer)),
+            "expected": outcome.expected,
+            "dense": outcome.dense_answer,
+            "sparse": outcome.sparse_answer,
             "tokens": fidelity.answer_tokens,
             "tokens_kept": fidelity.answer_tokens_kept,
         },

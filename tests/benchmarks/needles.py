@@ -31,7 +31,7 @@ def measure(
     """One prompt, captured and asked."""
     prompt = ag.tasks.needle(lm.tokenizer, length=length, haystack=haystack, seed=seed)
     run = ag.capture(lm, prompt, config, store=store, progress=False)
-    found = demo_document(lm, run, 1)
+    found = demo_document(run, 1)
     edge = found["needle"]["strongest_edge"] or {}
     return {
         "model": lm.id,
