@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import false_discovery_control, rankdata
+import scipy
 
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph_analyses.anchors import Anchors
+from attngraph_analyses.permutation import check_permutations, false_discovery_rates
 
 FEWEST = 5
 """Sentences without which a correlation isn't computed."""
@@ -170,10 +171,7 @@ def category_profile(found: Anchors, *, stretches: int = 5, permutations: int = 
     table = pl.DataFrame(
         rows, schema=["category", "sentences", "score", "percentile", "excess", "p"], orient="row"
     ).cast({"p": pl.Float64})
-    tested = table["p"].is_not_null().to_numpy()
-    q = np.full(len(table), np.nan)
-    if tested.any():
-        q[tested] = false_discovery_control(table["p"].drop_nulls().to_numpy())
+    q = false_discovery_rates(table["p"].fill_null(np.nan).to_numpy())
     return table.with_columns(pl.Series("q", q).fill_nan(None)).sort("excess", descending=True, maintain_order=True)
 
 
@@ -234,7 +232,7 @@ def spearman(one: FloatArray, other: FloatArray) -> float:
 
 def _standard(values: FloatArray) -> FloatArray:
     """Ranks less their mean, of norm 1; NaN where all are equal."""
-    ranks = rankdata(values)
+    ranks = scipy.stats.rankdata(values)
     ranks -= ranks.mean()
     norm = np.sqrt((ranks**2).sum())
     return np.asarray(ranks / norm if norm > 0 else np.full_like(ranks, np.nan))
@@ -242,7 +240,7 @@ def _standard(values: FloatArray) -> FloatArray:
 
 def _percentiles(values: FloatArray) -> FloatArray:
     """Mid-ranks from 0 to 1."""
-    return np.asarray((rankdata(values) - 0.5) / len(values))
+    return np.asarray((scipy.stats.rankdata(values) - 0.5) / len(values))
 
 
 def _stretches(known: np.ndarray[Any, np.dtype[np.bool_]], parts: int) -> IntArray:
@@ -255,8 +253,7 @@ def _stretches(known: np.ndarray[Any, np.dtype[np.bool_]], parts: int) -> IntArr
 
 def _orders(stretch: IntArray, permutations: int, seed: int) -> IntArray:
     """Permutations of sentences within their stretches, ``[permutations, sentences]``."""
-    if permutations < 19:
-        raise ConfigError(f"permutations={permutations!r} can't give a p below .05; ask for at least 19.")
+    check_permutations(permutations)
     keys = np.random.default_rng(seed).random((permutations, len(stretch))) + stretch
     return np.asarray(np.argsort(keys, axis=1), np.int64)
 

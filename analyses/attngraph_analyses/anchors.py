@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
+import scipy
 
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph.arrow import ArrowTable
@@ -118,7 +118,7 @@ class Anchors(ArrowTable):
         sentences = self.sentences
         known = np.isfinite(self.score)
         rank = np.full(len(sentences), -1)
-        rank[known] = rankdata(-self.score[known], "ordinal") - 1
+        rank[known] = scipy.stats.rankdata(-self.score[known], "ordinal") - 1
         columns = {
             "importance": sentences.importance,
             "score": self.score,

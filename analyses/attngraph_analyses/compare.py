@@ -28,14 +28,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import polars as pl
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import false_discovery_control
 
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph.arrow import ArrowTable
 from attngraph.graph.source import FloatArray, IntArray
 from attngraph.store import Run
 from attngraph_analyses.distances import TIE, Pair, compared_pair
-from attngraph_analyses.permutation import check_permutations
+from attngraph_analyses.permutation import check_permutations, false_discovery_rates
 from attngraph_analyses.summaries import LEVELS, HeadSummary, head_summary
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def compare(
     """
     if by not in get_args(By):
         raise ConfigError(f"by={by!r} is not one of {', '.join(get_args(By))}.")
-    check_permutations(permutations, "t")
+    check_permutations(permutations)
     every = list(runs)
     _check_alike(every)
     group = [_group(run, by) for run in every]
@@ -172,14 +171,13 @@ def compare(
         compared_pair(names, pair, np.array(group), stratum, distance, cloud.mean, permutations, seed)
         for pair in combinations(range(len(names)), 2)
     ]
-    tested = [pair for pair in pairs if pair.distances["p"] is not None]
-    if not tested:
+    p = np.array([pair.distances["p"] for pair in pairs], np.float64)
+    if np.isnan(p).all():
         raise GraphError(
             f"No two groups have two runs each in a common stratum (same {'model' if by == 'task' else 'task'}, like "
             f"length); runs: {', '.join(f'{name} {group.count(name)}' for name in names)}. Capture more seeds."
         )
-    adjusted = iter(false_discovery_control([pair.distances["p"] for pair in tested]))
-    rows = [{**pair.distances, "q": None if pair.distances["p"] is None else float(next(adjusted))} for pair in pairs]
+    q = pl.Series("q", false_discovery_rates(p)).fill_nan(None)
     return Comparison(
         by=by,
         groups={name: group.count(name) for name in names},
@@ -188,8 +186,8 @@ def compare(
         bins=bins,
         permutations=permutations,
         strata=_shared_strata(group, stratum),
-        distances=pl.DataFrame(rows, infer_schema_length=None),
-        differences=_differences(tested, scores, bins),
+        distances=pl.DataFrame([pair.distances for pair in pairs], infer_schema_length=None).with_columns(q),
+        differences=_differences([pair for pair in pairs if pair.differences is not None], scores, bins),
         profiles=_profiles(summaries, scores, np.array(group), bins),
     )
 

@@ -32,7 +32,7 @@ from attngraph.store import Run
 from attngraph_analyses.effects import effects, intervals
 from attngraph_analyses.groups import STRATA, grouped
 from attngraph_analyses.networks import component_table
-from attngraph_analyses.permutation import BoolArray, Statistic, Tested, check_permutations, max_t
+from attngraph_analyses.permutation import BoolArray, Statistic, Tested, check_permutations, check_statistic, max_t
 from attngraph_analyses.role_features import RoleFeatures, role_features
 from attngraph_analyses.roles import OUTPUT
 from attngraph_analyses.route_differences import route_differences
@@ -212,7 +212,8 @@ def diff(
         If a run lacks the target.
     """
     _check(features, network, level, top, resamples)
-    check_permutations(permutations, statistic)
+    check_permutations(permutations)
+    check_statistic(statistic)
     if not isinstance(runs, RoleFeatures):
         chosen = sorted({run.id: run for run in runs}.values(), key=lambda run: run.id)
         if not chosen:

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import false_discovery_control, rankdata
+import scipy
 
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph.source import FloatArray, IntArray
@@ -104,10 +104,14 @@ class Tested:
     exact: bool
 
 
-def check_permutations(permutations: int, statistic: str) -> None:
-    """ConfigError for too few permutations, or an unknown statistic."""
+def check_permutations(permutations: int) -> None:
+    """ConfigError for too few permutations."""
     if permutations < 19:
         raise ConfigError(f"permutations={permutations!r} can't give a p below .05; ask for at least 19.")
+
+
+def check_statistic(statistic: str) -> None:
+    """ConfigError for an unknown statistic."""
     if statistic not in get_args(Statistic):
         raise ConfigError(f"statistic={statistic!r} is not one of {', '.join(get_args(Statistic))}.")
 
@@ -149,7 +153,7 @@ def standardised(values: FloatArray, labels: Labels, statistic: Statistic) -> tu
     centred, ranked = np.empty_like(values), np.empty_like(values)
     for runs in labels.strata:
         centred[runs] = values[runs] - values[runs].mean(0)
-        ranked[runs] = rankdata(values[runs], axis=0) if statistic == "rank" else 0.0
+        ranked[runs] = scipy.stats.rankdata(values[runs], axis=0) if statistic == "rank" else 0.0
         ranked[runs] -= ranked[runs].mean(0)
     varies = np.abs(centred).max(0, initial=0.0) > SAME * np.abs(values).max(0, initial=0.0)
     chosen = ranked if statistic == "rank" else centred
@@ -236,7 +240,8 @@ def max_t(
     GraphError
         If a value isn't finite.
     """
-    check_permutations(permutations, statistic)
+    check_permutations(permutations)
+    check_statistic(statistic)
     if not np.isfinite(values).all():
         raise GraphError("A feature has values that are not finite; leave out features that some runs don't have.")
     unit, varies = standardised(values, labels, statistic)
@@ -257,18 +262,24 @@ def max_t(
     p[order] = (single + extra) / (len(placed) + extra)
     stepped = (family + extra) / (len(placed) + extra)
     p_family[order] = np.maximum.accumulate(stepped[::-1])[::-1]
-    q = np.full(len(order), np.nan)
     p[~varies] = p_family[~varies] = np.nan
-    if varies.any():
-        q[varies] = false_discovery_control(p[varies])
     return Tested(
         t=np.where(varies, t_of(observed, labels), np.nan),
         p=p,
         p_family=p_family,
-        q=q,
+        q=false_discovery_rates(p),
         permutations=len(placed) - (1 if exact else 0),
         exact=exact,
     )
+
+
+def false_discovery_rates(p: FloatArray) -> FloatArray:
+    """q of every p (Benjamini & Hochberg 1995), over those that aren't NaN; NaN for the others."""
+    known = np.isfinite(p)
+    q = np.full(len(p), np.nan)
+    if known.any():
+        q[known] = scipy.stats.false_discovery_control(p[known])
+    return q
 
 
 def chunks(placed: BoolArray, features: int) -> Iterator[BoolArray]:

@@ -1,16 +1,18 @@
-"""What a study can ask of its models side by side (`compare`)."""
+"""What a study can ask of its models side by side (`compare`).
+
+One result fills several tables, so the last one is kept while they are asked for in turn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import polars as pl
 
 from attngraph.store import Run
 from attngraph_analyses.compare import By, Comparison, compare
-from attngraph_analyses.selection import Where, selected
-
-EVERYTHING: Where = {}
+from attngraph_analyses.selection import EVERYTHING, SameRuns, Where, selected
 
 
 def compare_table(
@@ -53,8 +55,8 @@ def compare_profiles(
     bins: int = 5,
 ) -> pl.DataFrame:
     """Every score over relative depth, by group: mean and quantiles .1 and .9 over heads."""
-    # Profiles know no chance: as few permutations as are taken.
-    return _comparison(runs, where, by, source, target, bins, permutations=19, seed=0).profiles
+    # Profiles know no chance; with the usual permutations they are those of the other tables' comparison.
+    return _comparison(runs, where, by, source, target, bins, permutations=9_999, seed=0).profiles
 
 
 def _comparison(
@@ -67,5 +69,11 @@ def _comparison(
     permutations: int,
     seed: int,
 ) -> Comparison:
-    chosen = selected(runs, where)
-    return compare(chosen, by, source=source or None, target=target, bins=bins, permutations=permutations, seed=seed)
+    return _compared(SameRuns(selected(runs, where)), by, source or None, target, bins, permutations, seed)
+
+
+@lru_cache(maxsize=1)
+def _compared(
+    same: SameRuns, by: By, source: str | None, target: str, bins: int, permutations: int, seed: int
+) -> Comparison:
+    return compare(same.runs, by, source=source, target=target, bins=bins, permutations=permutations, seed=seed)

@@ -22,7 +22,7 @@ from attngraph_analyses.groups import STRATA
 from attngraph_analyses.permutation import Statistic
 from attngraph_analyses.role_features import RoleFeatures, role_features
 from attngraph_analyses.run_features import FEATURES
-from attngraph_analyses.selection import Where, selected
+from attngraph_analyses.selection import EVERYTHING, SameRuns, Where, selected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,6 @@ class DiffSettings:
 
 
 SETTINGS = DiffSettings()
-EVERYTHING: Where = {}
 
 
 def diff_table(runs: Sequence[Run], where: Where = EVERYTHING, settings: DiffSettings = SETTINGS) -> pl.DataFrame:
@@ -163,29 +162,16 @@ def _confirmation(
     )
 
 
-class _Same:
-    """Runs as a key: equal where they are the same objects, which the key holds on to."""
-
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = tuple(runs)
-
-    def __hash__(self) -> int:
-        return hash(tuple(map(id, self.runs)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and list(map(id, self.runs)) == list(map(id, other.runs))
-
-
 def _features_of(runs: Sequence[Run], settings: DiffSettings) -> RoleFeatures:
-    return _read(_Same(runs), settings.source, settings.target, settings.k)
+    return _read(SameRuns(runs), settings.source, settings.target, settings.k)
 
 
 def _differences(runs: Sequence[Run], settings: DiffSettings) -> Diff:
-    return _compared(_Same(runs), settings)
+    return _compared(SameRuns(runs), settings)
 
 
 @lru_cache(maxsize=2)
-def _read(same: _Same, source: str, target: str, k: int) -> RoleFeatures:
+def _read(same: SameRuns, source: str, target: str, k: int) -> RoleFeatures:
     """The features of runs, in the order of the runs."""
     found = role_features(same.runs, source, target, k=k)
     place = {manifest.run: number for number, manifest in enumerate(found.manifests)}
@@ -199,7 +185,7 @@ def _read(same: _Same, source: str, target: str, k: int) -> RoleFeatures:
 
 
 @lru_cache(maxsize=1)
-def _compared(same: _Same, settings: DiffSettings) -> Diff:
+def _compared(same: SameRuns, settings: DiffSettings) -> Diff:
     return diff(
         _features_of(same.runs, settings),
         settings.by,

@@ -6,7 +6,7 @@ of which any will do, or a range of whole numbers. Values are compared as text, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -26,6 +26,7 @@ class Between(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Where = Mapping[str, Value | list[Value] | Between]
 """Fields and the values that they must have; nothing selects everything."""
+EVERYTHING: Where = {}
 
 
 def selected(runs: Iterable[Run], where: Where) -> list[Run]:
@@ -51,3 +52,16 @@ def _texts(name: str, value: Value | list[Value] | Between) -> set[str]:
             raise ConfigError(f"{name}: no whole number lies between {value.first} and {value.last}.")
         return {str(number) for number in range(value.first, value.last + 1)}
     return {str(one) for one in (value if isinstance(value, list) else [value])}
+
+
+class SameRuns:
+    """Runs as a key: equal where they are the same objects, which the key holds on to."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = tuple(runs)
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self.runs)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameRuns) and list(map(id, self.runs)) == list(map(id, other.runs))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy.stats import kurtosis, rankdata
+import scipy
 
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph.source import FloatArray
@@ -59,7 +59,7 @@ def vertical_scores(attention: FloatArray, proximity: int, *, depth_control: boo
         attention = attention.copy()
         for s in range(proximity, count):
             seen = s - proximity + 1
-            attention[:, s, :seen] = rankdata(attention[:, s, :seen], axis=-1) / seen
+            attention[:, s, :seen] = scipy.stats.rankdata(attention[:, s, :seen], axis=-1) / seen
     rows = counts.sum(0)
     total = np.where(counts, attention, 0.0).sum(-2)
     return np.asarray(np.divide(total, rows, out=np.full_like(total, np.nan), where=rows > 0))
@@ -70,7 +70,7 @@ def kurtosis_of(vertical: FloatArray) -> FloatArray:
     values = vertical[..., np.isfinite(vertical).reshape(-1, vertical.shape[-1]).all(0)]
     varies = np.ptp(values, axis=-1) > 1e-12 * np.abs(values).max(-1)
     peaked = np.full(varies.shape, np.nan)
-    peaked[varies] = kurtosis(values[varies], axis=-1)
+    peaked[varies] = scipy.stats.kurtosis(values[varies], axis=-1)
     return peaked
 
 
