@@ -55,10 +55,11 @@ def source_from_edges(
     positions, ranges = _positions(columns, targets), _ranges(spans)
     if block_size < 1:
         raise GraphError(f"block_size={block_size} must be at least 1 token.")
+    least, greatest = _extremes([columns["query_block"], columns["key_block"]])
+    least_head, greatest_head = _extremes([columns["head"]])
     if tokens is None:
-        blocks = 1 + max(int(columns[name].max()) for name in ("query_block", "key_block"))
         ends = [position + 1 for position in positions] + [end for found in ranges.values() for _, end in found]
-        tokens = max(blocks * block_size, *ends) if ends else blocks * block_size
+        tokens = max((greatest + 1) * block_size, *ends, 0)
     blocks = -(-tokens // block_size)
     shape = (layers, blocks + len(positions))
     if shares is not None and shares.shape != shape:
@@ -74,10 +75,21 @@ def source_from_edges(
         part = _share({name: column[cuts[layer] : cuts[layer + 1]] for name, column in columns.items()}, columns)
         residual = None if shares is None else shares[layer]
         arrays.append(_layer_arrays(part, np.array(positions, np.int64), residual, blocks))
-    heads = int(columns["head"].max()) + 1
     return ArraySource(
-        arrays=arrays, heads=heads, tokens=tokens, block_size=block_size, targets=positions, spans=ranges
+        arrays=arrays,
+        heads=greatest_head + 1,
+        tokens=tokens,
+        block_size=block_size,
+        targets=positions,
+        spans=ranges,
+        in_range=min(least, least_head) >= 0 and greatest < blocks,
     )
+
+
+def _extremes(ids: Sequence[Column]) -> tuple[int, int]:
+    """The least and the greatest of some columns; 0 for the least of unsigned ones, which can't be less."""
+    least = [0 if column.dtype.kind == "u" else int(column.min()) for column in ids]
+    return min(least), max(int(column.max()) for column in ids)
 
 
 def _columns(edges: Any) -> Columns:

@@ -117,6 +117,8 @@ class ArraySource:
         Half-open token ranges by name.
     kept
         One `KeptMass` per layer, if known.
+    in_range
+        Whether all indices are known to be in range, so that a layer's need not be looked at when it is read.
 
     Examples
     --------
@@ -142,6 +144,7 @@ class ArraySource:
     targets: tuple[int, ...] = ()
     spans: SpanRanges = field(default_factory=dict)
     kept: Sequence[KeptMass] | None = None
+    in_range: bool = False
 
     @property
     def layers(self) -> int:
@@ -198,17 +201,20 @@ def check_layer(arrays: LayerArrays, source: LayerSource, layer: int) -> None:
         Naming the layer, the column, the first bad value and what is allowed.
     """
     same = arrays.contribution is arrays.mass
+    known = isinstance(source, ArraySource) and source.in_range
     _check_columns(
         layer,
         {"head": (arrays.head, source.heads), "query_block": (arrays.query_block, source.blocks),
          "key_block": (arrays.key_block, source.blocks)},
         {"mass": arrays.mass} | ({} if same else {"contribution": arrays.contribution}),
+        known,
     )  # fmt: skip
     _check_columns(
         layer,
         {"target_head": (arrays.target_head, source.heads), "target": (arrays.target, len(source.targets)),
          "target_key_block": (arrays.target_key_block, source.blocks)},
         {"target_mass": arrays.target_mass, "target_contribution": arrays.target_contribution},
+        known,
     )  # fmt: skip
 
 
@@ -233,7 +239,7 @@ def check_kept_mass(kept: KeptMass, source: LayerSource, layer: int) -> None:
 
 
 def _check_columns(
-    layer: int, indices: Mapping[str, tuple[AnyIntegers, int]], weights: Mapping[str, AnyFloats]
+    layer: int, indices: Mapping[str, tuple[AnyIntegers, int]], weights: Mapping[str, AnyFloats], in_range: bool
 ) -> None:
     lengths = {name: len(column) for name, (column, _) in indices.items()}
     lengths |= {name: len(column) for name, column in weights.items()}
@@ -241,7 +247,7 @@ def _check_columns(
         raise GraphError(f"Layer {layer} has columns of different lengths: {lengths}.")
     if not next(iter(lengths.values())):
         return
-    for name, (column, size) in indices.items():
+    for name, (column, size) in () if in_range else indices.items():
         if column.max() >= size or (column.dtype.kind != "u" and column.min() < 0):
             bad = (column < 0) | (column >= size)
             raise GraphError(f"Layer {layer} has {name}={column[bad.argmax()]}, but the source has {size} of them.")
