@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
-from scipy.spatial.distance import pdist, squareform
+import scipy
 
 from attngraph.errors import ConfigError, GraphError
 from attngraph.graph.arrow import ArrowTable
@@ -165,7 +165,8 @@ def compare(
     summaries = [head_summary(run, bins=bins, source=source, target=target) for run in every]
     scores, left_out = _in_common(summaries)
     cloud = _cloud(summaries, scores)
-    distance = squareform(pdist(cloud.quantiles.reshape(len(every), -1), "cityblock")) / cloud.quantiles[0].size
+    between = scipy.spatial.distance.pdist(cloud.quantiles.reshape(len(every), -1), "cityblock")
+    distance = scipy.spatial.distance.squareform(between / cloud.quantiles[0].size)
     stratum = _strata(every, by)
     pairs = [
         compared_pair(names, pair, np.array(group), stratum, distance, cloud.mean, permutations, seed)
