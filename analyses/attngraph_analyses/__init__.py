@@ -12,6 +12,8 @@ from attngraph_analyses.anchor_checks import (
 from attngraph_analyses.anchors import Anchors, anchors, receiver_heads
 from attngraph_analyses.betweenness import Betweenness, betweenness
 from attngraph_analyses.bottlenecks import Bottlenecks, bottlenecks
+from attngraph_analyses.chain_test import ChainTest, chain_test
+from attngraph_analyses.chains import Chain, ChainRank, chain, chain_weights
 from attngraph_analyses.compare import Comparison, compare
 from attngraph_analyses.confirm import Confirmation, confirm
 from attngraph_analyses.curvature import Curvature, curvature
@@ -35,6 +37,7 @@ from attngraph_analyses.stability import HeadStability, head_stability
 from attngraph_analyses.subgraph import Subgraph, carrying, prune
 from attngraph_analyses.summaries import HeadSummary, head_summary
 from attngraph_analyses.throughput import Throughput, throughput
+from attngraph_analyses.variable_chains import other_chains
 from attngraph_analyses.vertical import AnchorSettings
 
 __all__ = [
@@ -43,6 +46,9 @@ __all__ = [
     "Anchors",
     "Betweenness",
     "Bottlenecks",
+    "Chain",
+    "ChainRank",
+    "ChainTest",
     "Compared",
     "Comparison",
     "Confirmation",
@@ -77,6 +83,9 @@ __all__ = [
     "bottlenecks",
     "carrying",
     "category_profile",
+    "chain",
+    "chain_test",
+    "chain_weights",
     "compare",
     "compare_anchors",
     "confirm",
@@ -93,6 +102,7 @@ __all__ = [
     "knockout",
     "minimum_cut",
     "necessity",
+    "other_chains",
     "prune",
     "reach",
     "receiver_heads",

@@ -37,6 +37,7 @@ from attngraph_analyses.registry_anchors import (
     category_profile_table,
     importance_correlation_table,
 )
+from attngraph_analyses.registry_chains import chain_ranks, chain_test_table
 from attngraph_analyses.registry_compare import compare_differences, compare_profiles, compare_table
 from attngraph_analyses.registry_diff import (
     diff_components,
@@ -175,6 +176,7 @@ def head_stability_table(
 
 NAMED = ("feature", "layer", "head", "query_role", "key_role")
 SUMMED = ("effect", "survives")
+CHAINED = ("runs", "mean", "low", "high", "above", "first", "p", "q")
 COMPARED = ("within_one", "between", "within_other", "ratio", "energy", "p", "q")
 AGREED = ("pruned_causal", "spearman", "spearman_same_heads", "spearman_random_heads", "overlap", "overlap_chance")
 
@@ -186,6 +188,10 @@ ANALYSES: dict[str, Analysis] = {
     "category_profile": Analysis(
         category_profile_table, "run", by=("category",), show=("sentences", "percentile", "excess", "p")
     ),
+    "chain_ranks": Analysis(
+        chain_ranks, "run", by=("stop", "control"), show=("controls", "weight", "control_weight", "percentile", "first")
+    ),
+    "chain_test": Analysis(chain_test_table, "store", by=("model", "stop", "control", "outcome"), show=CHAINED),
     "compare": Analysis(compare_table, "store", show=("one", "other", "runs_one", "runs_other", *COMPARED)),
     "compare_differences": Analysis(compare_differences, "store"),
     "compare_profiles": Analysis(compare_profiles, "store", by=("score", "group"), show=("mean", "low", "high")),

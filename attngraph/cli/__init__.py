@@ -14,6 +14,7 @@ import typer
 from attngraph.cli.anchors import anchors
 from attngraph.cli.bottlenecks import bottlenecks
 from attngraph.cli.capture import capture
+from attngraph.cli.chain import chain, chain_test
 from attngraph.cli.compare import compare
 from attngraph.cli.cuts import cuts
 from attngraph.cli.demo import demo
@@ -48,9 +49,11 @@ for command in (
     throughput,
     bottlenecks,
     cuts,
+    chain,
     heads,
     diff,
     anchors,
+    chain_test,
     compare,
     knockout,
     ls,
