@@ -73,10 +73,12 @@ def test_runs_made_by_hand_are_reused_and_the_summary_tells_every_table(command,
 
 def test_the_studies_of_the_project_ask_what_can_be_asked():
     asked = {file.stem: file for file in (ROOT / "analyses" / "studies").glob("*.toml")}
-    assert asked.keys() == {"across_models", "knockout", "needle", "success_failure", "thought_anchors"}
+    names = {"across_models", "knockout", "needle", "success_failure", "thought_anchors", "variable_tracking"}
+    assert asked.keys() == names
     plans = {name: ag.study.load(file, ag.ANALYSES) for name, file in asked.items()}
     assert {name: len(plan.tasks) for name, plan in plans.items()} == {
-        "across_models": 20, "knockout": 16, "needle": 20, "success_failure": 110, "thought_anchors": 9
+        "across_models": 20, "knockout": 16, "needle": 20, "success_failure": 110, "thought_anchors": 9,
+        "variable_tracking": 80,
     }  # fmt: skip
     # Runs are shared: every task of these two is one of the needle study.
     needles = {task.id for task in plans["needle"].tasks}
