@@ -1,10 +1,11 @@
 """Build the Triton kernels ahead of time, without a GPU, and say what they need of a chip.
 
-Run: python kernels/benchmarks/builds.py [--chips 80 90] [--few] [--json]
+Run: python kernels/benchmarks/builds.py [--chips 80 90] [--tokens 4099] [--few] [--json]
 
 For every shipped configuration: it compiles, its shared memory against the chip's limit, registers per thread, and
 bytes that spill out of them (from NVIDIA's assembler, which comes with Triton). Ends with 1 if one does not build, is
-over the limit, or spills. Not with TRITON_INTERPRET=1: interpreted kernels can't be compiled.
+over the limit, or spills. Lengths that 16 divides tell the compiler more than others: the default is of the others.
+Not with TRITON_INTERPRET=1: interpreted kernels can't be compiled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +32,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from attngraph_kernels import BlockGrid, Softmax
-from attngraph_kernels.triton.attend import over_blocks
+from attngraph_kernels.blocks import BLOCK_SIZES
+from attngraph_kernels.triton.attend import over_blocks, span_sums
 from attngraph_kernels.triton.audit import block_masses, dense_attention
 from attngraph_kernels.triton.coreset import coresets
 from attngraph_kernels.triton.launch import Launch, collecting
@@ -70,6 +74,9 @@ def source_of(launch: Launch) -> ASTSource:
     for index, (name, parameter) in enumerate(inspect.signature(launch.kernel.fn).parameters.items()):
         value = launch.arguments[name]
         if "constexpr" in str(parameter.annotation):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        if isinstance(value, int) and value == 1:  # the launcher makes a constant of it
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = _type_of(value)
@@ -117,9 +124,9 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def layer(width: int, dtype: torch.dtype, tokens: int = 4096) -> tuple[torch.Tensor, ...]:
-    """q, k, v of 8 heads and 2 key/value heads."""
-    return meta(8, tokens, width, dtype=dtype), *(meta(2, tokens, width, dtype=dtype) for _ in range(2))
+def layer(width: int, dtype: torch.dtype, tokens: int) -> tuple[torch.Tensor, ...]:
+    """q, k, v of 14 heads and 2 key/value heads."""
+    return meta(14, tokens, width, dtype=dtype), *(meta(2, tokens, width, dtype=dtype) for _ in range(2))
 
 
 class Case(NamedTuple):
@@ -129,115 +136,118 @@ class Case(NamedTuple):
     call: Callable[[], object]
 
 
-def attend_cases(few: bool) -> Iterator[Case]:
-    """Block sizes, widths and number types; one window, cap and sink among them."""
-    settings = [
-        (size, width, dtype)
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
-        for width in (64, 80, 96, 128, 256)
-        for size in (8, 16, 32, 64, 128)
-    ]
-    if few:
-        settings = [(16, 64, torch.bfloat16), (32, 256, torch.bfloat16), (16, 128, torch.float32)]
-    for size, width, dtype in settings:
-        for extras in (False, True):
-            grid = BlockGrid(4096, size, 1000 if extras else None)
-            softmax = Softmax(50.0, meta(8)) if extras else Softmax()
-            yield Case(
-                f"attend {TYPES[dtype]} d {width} block {size}{' window cap sinks' if extras else ''}",
-                lambda grid=grid, softmax=softmax, width=width, dtype=dtype: over_blocks(
-                    *layer(width, dtype),
-                    grid,
-                    meta(8, grid.count, min(32, grid.count), dtype=torch.int32),
-                    scale=0.1,
-                    softmax=softmax,
-                    value_norm=meta(8, 4096),
-                ),
-            )
-
-
-def audit_cases(few: bool) -> Iterator[Case]:
-    """Dense attention by width and number type, block masses by block size too."""
-    for width, dtype in _widths(few):
-        for softmax, window in ((Softmax(), None), (Softmax(50.0, meta(8)), 1000)):
-            grid, extras = BlockGrid(4096, 16, window), " window cap sinks" if window else ""
-            yield Case(
-                f"audit {TYPES[dtype]} d {width}{extras}",
-                lambda grid=grid, softmax=softmax, width=width, dtype=dtype: dense_attention(
-                    *layer(width, dtype), grid, 0.1, softmax.softcap, softmax.sinks
-                ),
-            )
-        for size in (16,) if few else (8, 16, 32, 64, 128):
-            yield Case(
-                f"masses {TYPES[dtype]} d {width} block {size}",
-                lambda width=width, dtype=dtype, size=size: block_masses(
-                    *layer(width, dtype)[:2], BlockGrid(4096, size), meta(3, dtype=torch.int32), scale=0.1
-                ),
-            )
-
-
 def _widths(few: bool) -> list[tuple[int, torch.dtype]]:
     if few:
         return [(64, torch.bfloat16), (256, torch.bfloat16)]
     return [(d, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32) for d in (64, 80, 96, 128, 256)]
 
 
-def coreset_cases(few: bool) -> Iterator[Case]:
-    """Key blocks, query blocks and pairs of nodes."""
-    for width, dtype in _widths(few):
-        for size in (16,) if few else (8, 16, 32, 64, 128):
-            for name, representatives in (("keys", 8), ("queries", max(1, size // 4))):
-                yield Case(
-                    f"coreset {name} {TYPES[dtype]} d {width} block {size}",
-                    lambda width=width, dtype=dtype, size=size, name=name, representatives=representatives: coresets(
-                        meta(2, 4096, width, dtype=dtype),
-                        size,
-                        representatives,
-                        meta(2, width, width),
-                        mean=meta(2, width) if name == "keys" else None,
-                    ),
-                )
-    for width in (64,) if few else (64, 80, 96, 128, 256):
+def _sizes(few: bool) -> tuple[int, ...]:
+    return (16,) if few else BLOCK_SIZES
+
+
+def attend_cases(few: bool, tokens: int) -> Iterator[Case]:
+    """Plain, with a window, cap and sinks, and beside a dense pass; and the single keys for spans."""
+    for (width, dtype), size in product(_widths(few), _sizes(few)):
+        name = f"{TYPES[dtype]} d {width} block {size}"
+        blocks = meta(14, -(-tokens // size), 8, dtype=torch.int32)
+        for extras in ("", " window cap sinks", " beside") if size == 16 else ("", " window cap sinks"):
+            window, softmax = (1000, Softmax(50.0, meta(14))) if "window" in extras else (None, Softmax())
+            yield Case(
+                f"attend {name}{extras}",
+                partial(
+                    over_blocks,
+                    *layer(width, dtype, tokens),
+                    BlockGrid(tokens, size, window),
+                    blocks,
+                    scale=0.1,
+                    softmax=softmax,
+                    value_norm=meta(14, tokens),
+                    dense_log_sum_exp=meta(14, tokens) if "beside" in extras else None,
+                    output="beside" not in extras,
+                ),
+            )
+        q, k, _ = layer(width, dtype, tokens)
+        rows = meta(14, tokens)
         yield Case(
-            f"coreset pairs d {width}",
-            lambda width=width: coresets(
-                meta(2, 2048, width), 16, 8, meta(2, width, width), weight=meta(2, 2048), spread=meta(2, 2048)
-            ),
+            f"spans {name}",
+            partial(span_sums, q, k, BlockGrid(tokens, size), blocks, rows, rows, [(3, 50), (60, 90)], scale=0.1),
         )
 
 
-def select_cases(few: bool) -> Iterator[Case]:
-    """Descent and re-score with the default search, and with the largest budget of the default number of nodes."""
-    settings = [(16, 8, 512), (32, 32, 512)]
-    if not few:
-        settings += [(8, 16, 512), (64, 8, 512), (128, 4, 1024)]
+def audit_cases(few: bool, tokens: int) -> Iterator[Case]:
+    """Dense attention by width and number type, with and without its output; block masses by block size too."""
     for width, dtype in _widths(few):
-        for size, budget, nodes in settings:
-            grid = BlockGrid(1 << 19, size)
+        q, k, v = layer(width, dtype, tokens)
+        for extras in ("", " window cap sinks", " without output"):
+            window, softmax = (1000, Softmax(50.0, meta(14))) if "window" in extras else (None, Softmax())
+            grid = BlockGrid(tokens, 16, window)
             yield Case(
-                f"descend {TYPES[dtype]} d {width} block {size} budget {budget}",
-                lambda grid=grid, width=width, dtype=dtype, size=size, budget=budget, nodes=nodes: descend(
-                    Levels(meta(2, 2 * nodes, 8, width, dtype=dtype), meta(2, 2 * nodes, 8), (0, nodes, 2 * nodes)),
-                    Queries(
-                        meta(8, grid.count, size // 4, width, dtype=dtype),
-                        *(meta(8, grid.count, size // 4) for _ in range(2)),
-                        meta(8, grid.count, size, dtype=torch.uint8),
-                    ),
-                    grid,
-                    meta(64, dtype=torch.int32),
-                    3 * budget,
-                    estimate=True,
+                f"audit {TYPES[dtype]} d {width}{extras}",
+                partial(
+                    dense_attention, q, k, v, grid, 0.1, softmax.softcap, softmax.sinks, output="without" not in extras
                 ),
             )
+        for size in _sizes(few):
             yield Case(
-                f"rescore {TYPES[dtype]} d {width} block {size} budget {budget}",
-                lambda grid=grid, width=width, dtype=dtype, budget=budget: rescore(
-                    *layer(width, dtype, 1 << 19)[:2],
-                    grid,
-                    meta(64, dtype=torch.int32),
-                    meta(8, 64, 3 * budget, dtype=torch.int32),
-                    Searched(meta(8, grid.count, budget, dtype=torch.int32), meta(8, grid.count), meta(8, 1 << 19)),
+                f"masses {TYPES[dtype]} d {width} block {size}",
+                partial(block_masses, q, k, BlockGrid(tokens, size), meta(3, dtype=torch.int32), scale=0.1),
+            )
+
+
+def coreset_cases(few: bool, tokens: int) -> Iterator[Case]:
+    """Key blocks, query blocks and pairs of nodes."""
+    for (width, dtype), size in product(_widths(few), _sizes(few)):
+        points, metric = meta(2, tokens, width, dtype=dtype), meta(2, width, width)
+        name = f"{TYPES[dtype]} d {width} block {size}"
+        yield Case(f"coreset keys {name}", partial(coresets, points, size, 8, metric, mean=meta(2, width)))
+        yield Case(f"coreset queries {name}", partial(coresets, points, size, max(1, size // 4), metric))
+    for width in sorted({width for width, _ in _widths(few)}):
+        nodes, ones = meta(2, 8 * tokens, width), meta(2, 8 * tokens)
+        yield Case(
+            f"coreset pairs d {width}",
+            partial(coresets, nodes, 16, 8, meta(2, width, width), weight=ones, spread=ones),
+        )
+
+
+def select_cases(few: bool, tokens: int) -> Iterator[Case]:
+    """Descent and re-score with the default search and its largest budget, and with the most nodes at once."""
+    settings = [(16, 8, 512), (32, 32, 512)]
+    if not few:
+        settings += [(8, 16, 512), (64, 8, 1024), (128, 4, 512)]
+    for (width, dtype), (size, budget, nodes) in product(_widths(few), settings):
+        grid, represented = BlockGrid(tokens, size), max(1, size // 4)
+        name = f"{TYPES[dtype]} d {width} block {size} budget {budget}"
+        at, beam = meta(65, dtype=torch.int32), 3 * budget
+        yield Case(
+            f"descend {name}",
+            partial(
+                descend,
+                Levels(meta(2, 2 * nodes, 8, width, dtype=dtype), meta(2, 2 * nodes, 8), (0, nodes, 2 * nodes)),
+                Queries(
+                    meta(14, grid.count, represented, width, dtype=dtype),
+                    *(meta(14, grid.count, represented) for _ in range(2)),
+                    meta(14, grid.count, size, dtype=torch.uint8),
+                ),
+                grid,
+                at,
+                beam,
+                estimate=True,
+            ),
+        )
+        for extras in ("", " window cap sinks") if size == 16 else ("",):
+            window, softmax = (1000, Softmax(50.0, meta(14))) if extras else (None, Softmax())
+            yield Case(
+                f"rescore {name}{extras}",
+                partial(
+                    rescore,
+                    *layer(width, dtype, tokens)[:2],
+                    BlockGrid(tokens, size, window),
+                    at,
+                    meta(14, 65, beam, dtype=torch.int32),
+                    Searched(meta(14, grid.count, budget, dtype=torch.int32), meta(14, grid.count), meta(14, tokens)),
                     scale=0.1,
+                    softmax=softmax,
                     mass_threshold=0.9,
                 ),
             )
@@ -246,10 +256,10 @@ def select_cases(few: bool) -> Iterator[Case]:
 CASES = (attend_cases, audit_cases, coreset_cases, select_cases)
 
 
-def builds(chips: list[int], few: bool, only: str = "") -> Iterator[Build | tuple[str, int, str]]:
+def builds(chips: list[int], few: bool, tokens: int, only: str = "") -> Iterator[Build | tuple[str, int, str]]:
     """Every configuration for every chip; a name, chip and error where one does not compile."""
     for cases in CASES:
-        for case in filter(lambda case: only in case.name, cases(few)):
+        for case in filter(lambda case: re.search(only, case.name), cases(few, tokens)):
             with collecting() as launches:
                 case.call()
             for launch in launches:
@@ -261,31 +271,46 @@ def builds(chips: list[int], few: bool, only: str = "") -> Iterator[Build | tupl
                         yield name, chip, f"{type(error).__name__}: {error}"
 
 
+def summary(found: list[Build]) -> str:
+    """A line per kernel: builds, most shared memory, most registers, most spilled bytes, and how many do not fit."""
+    lines = ["| kernel | builds | shared KB | registers | spilled bytes | do not fit |", "|---|---|---|---|---|---|"]
+    by_kernel: dict[str, list[Build]] = {}
+    for one in found:
+        by_kernel.setdefault(one.name.split("[")[-1].strip("]"), []).append(one)
+    for kernel, some in by_kernel.items():
+        most = [max(getattr(one, what) for one in some) for what in ("shared", "registers", "spilled")]
+        line = f"{kernel} | {len(some)} | {most[0] / 1024:.0f} | {most[1]} | {most[2]}"
+        lines.append(f"| {line} | {sum(not one.fits for one in some)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", nargs="+", type=int, default=[80, 90], choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--tokens", type=int, default=4099)
     parser.add_argument("--few", action="store_true", help="a few configurations of each kernel")
-    parser.add_argument("--only", default="", help="configurations whose name contains this")
+    parser.add_argument("--only", default="", help="configurations whose name this regular expression finds")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows, bad = [], 0
+    rows, built = [], []
     if not arguments.json:
         print("| kernel | sm | shared KB | registers | spilled bytes | |\n|---|---|---|---|---|---|")
-    for found in builds(arguments.chips, arguments.few, arguments.only):
+    for found in builds(arguments.chips, arguments.few, arguments.tokens, arguments.only):
         if isinstance(found, Build):
-            bad += not found.fits
+            built.append(found)
             rows.append({**found._asdict(), "fits": found.fits})
             line = f"{found.name} | {found.chip} | {found.shared / 1024:.0f} | {found.registers} | {found.spilled}"
             line += f" | {'' if found.fits else 'DOES NOT FIT'}"
         else:
-            bad += 1
             rows.append({"name": found[0], "chip": found[1], "error": found[2]})
             line = f"{found[0]} | {found[1]} | | | | {' '.join(found[2].split())[-300:]}"
         if not arguments.json:
             print(f"| {line} |", flush=True)
     if arguments.json:
         print(json.dumps({"triton": triton.__version__, "builds": rows}))
-    sys.exit(1 if bad else 0)
+    else:
+        print(f"\nTriton {triton.__version__}, {len(built)} of {len(rows)} built\n\n{summary(built)}")
+    sys.exit(0 if all(row.get("fits") for row in rows) else 1)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_every_kernel_says_what_pytorch_says():
     done = run(["-m", "tests.kernels.triton_parity"], TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     found = {case["case"]: case["found"] for case in map(json.loads, done.stdout.splitlines())}
-    assert len(found) >= 16
+    assert len(found) >= 20
     assert {name: what for name, what in found.items() if what != "ok"} == {}
 
 
@@ -53,9 +53,26 @@ def test_kernels_build_for_gpus_within_their_limits():
     done = run(["kernels/benchmarks/builds.py", "--few", "--json", "--only", "d 64"])
     assert done.stdout, done.stderr
     builds = json.loads(done.stdout)["builds"]
-    assert len(builds) >= 14
+    assert len(builds) >= 30
+    kernels = {"attend", "keys", "dense", "partial", "mass", "coreset", "descend", "rescore"}
+    assert {build["name"].split("[")[1] for build in builds} == {f"{kernel}_kernel]" for kernel in kernels}
     assert [build for build in builds if not build.get("fits")] == []
     assert done.returncode == 0
+
+
+@pytest.mark.slow
+@NEEDS_TRITON
+def test_the_gpu_benchmark_takes_all_of_its_steps(tmp_path):
+    pytest.importorskip("transformers")
+    output = tmp_path / "gpu.json"
+    done = run(["kernels/benchmarks/gpu.py", "--tiny", "--output", str(output)], TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert [row for row in found["operations"] if row["seconds"] is None] == []
+    rival = next(row for row in found["operations"] if row["operation"].startswith("FlexAttention"))
+    assert rival["difference"] < 1e-5
+    assert [mark.split(":")[0] for mark in found["marks"][:3]] == ["met"] * 3
+    assert found["forward"][0]["ratio"] > 0
 
 
 def test_triton_is_not_imported_without_need():
@@ -112,6 +129,7 @@ def test_the_log_says_once_why_pytorch_is_used(caplog):
     [
         (Flat(budget=8), "Flat"),
         (Stream(budget=8, start_nodes=5000), "5000 nodes at once are over the 1024"),
+        (Stream(budget=8, start_nodes=1024, query_representatives=32), "1024 nodes at once for 32 representatives"),
         (Stream(budget=600), "1800|3600"),
         (Stream(budget=8, representatives=100), "200 points in a set are over the 128"),
         (Stream(budget=1, candidates=2), "2 candidates leave no room"),
@@ -129,6 +147,7 @@ def test_what_the_kernels_do_not_know_is_said(selector, reason):
 def test_layers_that_the_kernels_do_not_know_are_named():
     assert limits.of_layer(torch.zeros(1, 300)) == "a width of 300 is over the 256 that fit into a kernel's tiles"
     assert limits.of_layer(torch.zeros(1, 8).double()) == "it has no kernels for torch.float64"
+    assert limits.of_layer(torch.empty(1, 1 << 31, 8, device="meta")).startswith("2147483648 positions are over")
     assert limits.of_layer(torch.zeros(1, 8)) is None
 
 

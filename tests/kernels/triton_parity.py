@@ -18,6 +18,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from attngraph_kernels import (
+    Attended,
     BlockGrid,
     DenseAttention,
     Exact,
@@ -127,6 +128,26 @@ def dense(
     close(found.log_sum_exp, expected.log_sum_exp, 5e-5)
 
 
+def far_apart() -> None:
+    """Rows 2^26 and heads over 2^31 numbers apart: offsets need 64 bits. The memory in between is never touched."""
+    row, head, tokens, width = 1 << 26, (1 << 31) + 64, 34, 16
+    numbers = torch.empty(head + tokens * row, dtype=torch.float16)
+    grid = BlockGrid(tokens, 8)
+    near = inputs((2, 2, tokens, width), torch.float16)
+    far = [numbers.as_strided(x.shape, (head, row, 1), at * width).copy_(x) for at, x in enumerate(near)]
+
+    def run(x: list[torch.Tensor]) -> tuple[Attended, DenseAttention]:
+        found = attend(*x, grid, Stream(budget=2, exact_tail=8, start_nodes=2, candidates=2), scale=0.25)
+        return found, dense_attention(*x, grid, 0.25)
+
+    with use("triton"):
+        (sparse, dense), (same, dense_too) = run(near), run(far)
+    assert torch.equal(sparse.edges.blocks, same.edges.blocks)
+    close(same.output, sparse.output, 0)
+    close(same.edges.mass, sparse.edges.mass, 0)
+    close(dense_too.output, dense.output, 0)
+
+
 def reduced(tokens: int, width: int, size: int, representatives: int) -> None:
     """Coresets of the blocks, two of their keys the same, and the pyramid above them."""
     grid = BlockGrid(tokens, size)
@@ -188,17 +209,24 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     kept = {"spans": spans, "targets": targets}
     threshold = Stream(budget=4, mass_threshold=0.7, **{**SEARCH, "candidates": 1})
     asked = Stream(budget=4, exact_blocks=frozenset([12]), **SEARCH)
-    two = Exact(budget=2)
+    two, many = Exact(budget=2), Exact(budget=26)
     yield "attend, spans, targets", lambda: attention((4, 1, 70, 64), grid, exact, half, **kept)
     yield (
         "attend, window, cap, sinks",
         lambda: attention((4, 2, 70, 80), windowed, exact, single, **capped, spans=spans),
     )
+    yield "attend, window shorter than a block", lambda: attention((1, 1, 70, 16), BlockGrid(70, 8, 3), exact, single)
+    yield "attend, tiles inside of the window", lambda: attention((1, 1, 290, 16), BlockGrid(290, 8, 230), many, single)
     yield "attend beside", lambda: attention((2, 2, 70, 16), grid, exact, single, beside=True, **kept)
     yield "attend, large blocks, wide", lambda: attention((1, 1, 290, 256), BlockGrid(290, 128), two, single)
     yield "attend, other width of values", lambda: attention((8, 1, 50, 96), BlockGrid(50, 32), exact, half, values=64)
+    yield "far apart", far_apart
     yield "dense", lambda: dense((4, 1, 150, 64), BlockGrid(150, 16), half, None, sinks=False)
     yield "dense, window, cap, sinks", lambda: dense((4, 2, 150, 80), BlockGrid(150, 16, 70), single, 20.0, sinks=True)
+    yield (
+        "dense, tiles inside of the window",
+        lambda: dense((1, 1, 300, 16), BlockGrid(300, 16, 200), half, None, sinks=False),
+    )
     yield "coreset 16", lambda: reduced(70, 24, 16, 4)
     yield "coreset 32", lambda: reduced(70, 80, 32, 8)
     yield "search", lambda: attention((1, 1, 170, 16), BlockGrid(170, 8), search, single)

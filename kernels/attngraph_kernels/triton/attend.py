@@ -2,9 +2,7 @@
 
 One program serves one query block (or 64 rows of one) of one head:
 
-1. Walk the kept blocks in tiles. A tile of 16 to 128 keys gathers the keys of several small blocks, or a part of a
-   large one; the running softmax gives output and log-sum-exp. Keys are masked in the last tile, where the diagonal is,
-   and with a window everywhere.
+1. Walk the kept blocks in tiles of keys (`walk.py`); the running softmax gives output and log-sum-exp.
 2. Walk them again: with the log-sum-exp known, the probabilities of each tile are summed over the rows, then over the
    keys of each block. No atomics, so every run gives the same bits.
 
@@ -31,17 +29,8 @@ from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.spans import SpanSums
 from attngraph_kernels.triton.launch import launch, power_of_two, precision, rows_contiguous, tile_for
 from attngraph_kernels.triton.select import search
-from attngraph_kernels.triton.tiles import (
-    LN2,
-    LOG2E,
-    finished,
-    grown,
-    hidden,
-    load_columns,
-    load_rows,
-    scored,
-    started,
-)
+from attngraph_kernels.triton.tiles import LN2, LOG2E, finished, load_rows, started, taken
+from attngraph_kernels.triton.walk import gathered, keys_of, tiles_of
 
 PAIRS_ELEMENTS = 1 << 24
 """Probabilities of single keys in memory at once."""
@@ -56,29 +45,6 @@ class OverBlocks(NamedTuple):
     log_sum_exp: Tensor
     mass: Tensor
     contribution: Tensor
-
-
-@triton.jit
-def _place(blocks, tile, tokens, SIZE: tl.constexpr, KEYS: tl.constexpr, PART: tl.constexpr, first):
-    """Position of every key of a tile, whether it is one, and the tile's slots: parts of PART keys of kept blocks."""
-    column = tl.arange(0, KEYS)
-    slot = first + tile * (KEYS // PART) + column // PART
-    block = tl.load(blocks + slot // (SIZE // PART), mask=slot >= 0, other=-1)
-    position = block * SIZE + (slot % (SIZE // PART)) * PART + column % PART
-    return position, (slot >= 0) & (block >= 0) & (position < tokens)
-
-
-@triton.jit
-def _scores(
-    queries, query, position, present, k, k_row, scale, softcap, window,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
-    scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
-    if MASKED:
-        return hidden(scores, query, position, present, window, WINDOWED)
-    return tl.where(present[None, :], scores, float("-inf"))
 
 
 @triton.jit
@@ -105,35 +71,19 @@ def _attend_kernel(
     edge = (head * tl.cdiv(tokens, SIZE) + own) * budget
     blocks += edge
     queries = load_rows(q, row, q_row, present_row, WIDTH, PADDED)
-    tiles = tl.cdiv(budget * SPLIT, KEYS // PART)
-    first = budget * SPLIT - tiles * (KEYS // PART)  # <= 0: the last tile ends with the last block
+    tiles, first = tiles_of(budget, SIZE, KEYS, PART)
     top, total = started(sinks, head, ROWS, SINKS)
     mixed = tl.zeros((ROWS, PADDED_VALUES), tl.float32)
-    # Only the tiles of the own block reach beyond the diagonal.
-    plain = 0 if WINDOWED else tl.maximum(tiles - tl.cdiv(SIZE, KEYS), 0)
-    for tile in range(0, plain):
-        position, present = _place(blocks, tile, tokens, SIZE, KEYS, PART, first)
-        scores = _scores(
-            queries, row, position, present, k, k_row, scale, softcap, window,
-            WIDTH, PADDED, False, WINDOWED, CAPPED, PRECISION,
+    for tile in range(0, tiles):
+        position, present, masked = keys_of(blocks, tile, tiles, first, own, tokens, window, SIZE, KEYS, PART, WINDOWED)
+        scores = gathered(
+            queries, row, position, present, masked, k, k_row, scale, softcap, window,
+            WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
         )  # fmt: skip
-        top, total, weights, fade = grown(top, total, scores)
-        if OUTPUT:
-            values = load_rows(v, position, v_row, present, VALUES, PADDED_VALUES)
-            mixed = mixed * fade[:, None]
-            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
-    for tile in range(plain, tiles):
-        position, present = _place(blocks, tile, tokens, SIZE, KEYS, PART, first)
-        scores = _scores(
-            queries, row, position, present, k, k_row, scale, softcap, window,
-            WIDTH, PADDED, True, WINDOWED, CAPPED, PRECISION,
-        )  # fmt: skip
-        top, total, weights, fade = grown(top, total, scores)
-        if OUTPUT:
-            values = load_rows(v, position, v_row, present, VALUES, PADDED_VALUES)
-            mixed = mixed * fade[:, None]
-            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
-    ends = finished(top, total)
+        top, total, mixed = taken(
+            top, total, mixed, scores, v, position, v_row, present, VALUES, PADDED_VALUES, OUTPUT, PRECISION
+        )
+    ends = tl.where(present_row, finished(top, total), float("inf"))  # rows that are none weigh nothing
     tl.store(log_sum_exp + head * tokens + row, ends * LN2, mask=present_row)
     if OUTPUT:
         column = tl.arange(0, PADDED_VALUES)
@@ -141,17 +91,17 @@ def _attend_kernel(
         mixed = mixed / total[:, None]
         tl.store(at, mixed.to(output.dtype.element_ty), mask=present_row[:, None] & (column < VALUES)[None, :])
     if DENSE:
-        ends = tl.load(dense + head * tokens + row, mask=present_row, other=0.0) * LOG2E
-    share = tl.where(present_row, 1.0 / tl.minimum(SIZE, tokens - own * SIZE).to(tl.float32), 0.0)
+        ends = tl.load(dense + head * tokens + row, mask=present_row, other=float("inf")) * LOG2E
+    share = 1.0 / tl.minimum(SIZE, tokens - own * SIZE).to(tl.float32)
     into = (edge * PIECES + (piece % PIECES) * budget) * SPLIT
     part = tl.arange(0, KEYS // PART)
     for tile in range(0, tiles):
-        position, present = _place(blocks, tile, tokens, SIZE, KEYS, PART, first)
-        scores = _scores(
-            queries, row, position, present, k, k_row, scale, softcap, window,
-            WIDTH, PADDED, True, WINDOWED, CAPPED, PRECISION,
+        position, present, masked = keys_of(blocks, tile, tiles, first, own, tokens, window, SIZE, KEYS, PART, WINDOWED)
+        scores = gathered(
+            queries, row, position, present, masked, k, k_row, scale, softcap, window,
+            WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
         )  # fmt: skip
-        of_keys = tl.sum(tl.exp2(scores - ends[:, None]) * share[:, None], axis=0)
+        of_keys = tl.sum(tl.exp2(scores - ends[:, None]), axis=0) * share
         slot = first + tile * (KEYS // PART) + part
         of_parts = tl.sum(tl.reshape(of_keys, (KEYS // PART, PART)), axis=1)
         tl.store(mass + into + slot, of_parts, mask=slot >= 0)
@@ -203,8 +153,7 @@ def over_blocks(
     launch(
         _attend_kernel,
         (grid.count * pieces * heads,),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
         q=q,
         k=k,
         v=v,
@@ -245,7 +194,7 @@ def over_blocks(
         OUTPUT=output,
         NORMS=value_norm is not None,
         DENSE=dense_log_sum_exp is not None,
-        PRECISION=precision(q.dtype),
+        PRECISION=precision(q.dtype, max(width, values)),
     )
     mass, contribution = (x[:, :, 0, :, 0] if pieces * split == 1 else x.sum(dim=(2, 4)) for x in (mass, contribution))
     return OverBlocks(found, total, mass, contribution)
@@ -268,22 +217,20 @@ def _keys_kernel(
     k += (head // group) * k_head
     blocks += (head * count + own) * budget
     share += (head * pairs + pair) * budget * SIZE
-    tiles = tl.cdiv(budget * SIZE, KEYS)
-    first = budget * (SIZE // PART) - tiles * (KEYS // PART)
+    tiles, first = tiles_of(budget, SIZE, KEYS, PART)
     for tile in range(0, tiles):
-        position, present = _place(blocks, tile, tokens, SIZE, KEYS, PART, first)
+        position, present, masked = keys_of(blocks, tile, tiles, first, own, tokens, window, SIZE, KEYS, PART, WINDOWED)
         of_keys = tl.zeros((KEYS,), tl.float32)
         for piece in range(0, (SIZE + ROWS - 1) // ROWS):
             row = own * SIZE + piece * ROWS + tl.arange(0, ROWS)
             inside = (row >= first_row) & (row < end_row) & (row < (own + 1) * SIZE)
             queries = load_rows(q, row, q_row, inside, WIDTH, PADDED)
-            scores = _scores(
-                queries, row, position, present, k, k_row, scale, softcap, window,
-                WIDTH, PADDED, True, WINDOWED, CAPPED, PRECISION,
+            scores = gathered(
+                queries, row, position, present, masked, k, k_row, scale, softcap, window,
+                WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
             )  # fmt: skip
-            ends = tl.load(log_sum_exp + head * tokens + row, mask=inside, other=0.0) * LOG2E
-            weights = tl.exp2(scores - ends[:, None])
-            of_keys += tl.sum(tl.where(inside[:, None], weights, 0.0), axis=0)
+            ends = tl.load(log_sum_exp + head * tokens + row, mask=inside, other=float("inf")) * LOG2E
+            of_keys += tl.sum(tl.exp2(scores - ends[:, None]), axis=0)
         key = first * PART + tile * KEYS + tl.arange(0, KEYS)
         tl.store(share + key, of_keys, mask=key >= 0)
 
@@ -314,7 +261,7 @@ def span_sums(
     met = sums.pairs(range(grid.count))
     lengths = into_blocks(norms.unsqueeze(-1), grid.size).flatten(0, 1)[..., 0]
     above = torch.arange(heads, device=q.device)[:, None, None] * grid.count
-    tile = tile_for(grid.size, width, q.element_size(), values=False)
+    tile = tile_for(grid.size, width, q.element_size())
     for some in met.split(max(1, PAIRS_ELEMENTS // (heads * budget * grid.size))):
         span, block = some.to(q.device).T
         limits = torch.tensor(spans, dtype=torch.int64, device=q.device)[span]
@@ -322,8 +269,7 @@ def span_sums(
         launch(
             _keys_kernel,
             (len(some) * heads,),
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile.options,
             q=q,
             k=k,
             blocks=blocks,
@@ -351,7 +297,7 @@ def span_sums(
             PADDED=max(16, power_of_two(width)),
             WINDOWED=grid.windowed,
             CAPPED=softmax.softcap is not None,
-            PRECISION=precision(q.dtype),
+            PRECISION=precision(q.dtype, width),
         )
         kept = blocks[:, block].long()
         length = lengths[(kept.clamp_min(0) + above).flatten()].view(share.shape)

@@ -32,13 +32,43 @@ from attngraph_kernels.triton.tiles import (
     load_rows,
     scored,
     started,
+    taken,
 )
 
 MASSES_AT_ONCE = 1 << 24
 """Block masses in memory at once."""
 
-STRETCH, MOST_STRETCHES = 32, 1024
+LEAST_TILES, MOST_PROGRAMS = 32, 1024
 """Tiles of keys that one program of `block_masses` walks at least, and most programs per query block and head."""
+
+
+@triton.jit
+def _seen(begin, end, window, ROWS: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr):
+    """The tiles with keys that any of the ROWS rows from `begin` on sees, and the tiles whose keys all of them see.
+
+    Both as the first tile and the first after it; the rows see no key from `end` on.
+    """
+    first, start = 0, 0
+    if WINDOWED:
+        first = tl.maximum(begin - window + 1, 0) // KEYS
+        start = tl.cdiv(tl.maximum(begin + ROWS - window, 0), KEYS)
+    return first, tl.cdiv(end, KEYS), start, begin // KEYS
+
+
+@triton.jit
+def _tile_scores(
+    queries, row, tile, start, stop, tokens, k, k_row, scale, softcap, window,
+    KEYS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    WINDOWED: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores with the keys of one tile, -inf where a key is not seen: asked before tile `start` and from `stop` on."""
+    position = tile * KEYS + tl.arange(0, KEYS)
+    present = position < tokens
+    keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
+    scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
+    if (tile < start) | (tile >= stop):
+        scores = hidden(tl.where(present[None, :], scores, float("-inf")), row, position, window, WINDOWED)
+    return scores, position, present
 
 
 @triton.jit
@@ -61,31 +91,15 @@ def _dense_kernel(
     queries = load_rows(q, row, q_row, present_row, WIDTH, PADDED)
     top, total = started(sinks, head, ROWS, SINKS)
     mixed = tl.zeros((ROWS, PADDED_VALUES), tl.float32)
-    first = 0
-    plain = begin // KEYS
-    if WINDOWED:
-        first = tl.maximum(begin - window + 1, 0) // KEYS
-        plain = first
-    for tile in range(first, plain):  # every key is seen by every row
-        position = tile * KEYS + tl.arange(0, KEYS)
-        keys = load_columns(k, position, k_row, position >= 0, WIDTH, PADDED)
-        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
-        top, total, weights, fade = grown(top, total, scores)
-        if OUTPUT:
-            values = load_rows(v, position, v_row, position >= 0, VALUES, PADDED_VALUES)
-            mixed = mixed * fade[:, None]
-            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
-    for tile in range(plain, tl.cdiv(tl.minimum(begin + ROWS, tokens), KEYS)):
-        position = tile * KEYS + tl.arange(0, KEYS)
-        present = position < tokens
-        keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
-        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
-        scores = hidden(scores, row, position, present, window, WINDOWED)
-        top, total, weights, fade = grown(top, total, scores)
-        if OUTPUT:
-            values = load_rows(v, position, v_row, present, VALUES, PADDED_VALUES)
-            mixed = mixed * fade[:, None]
-            mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
+    first, last, start, stop = _seen(begin, tl.minimum(begin + ROWS, tokens), window, ROWS, KEYS, WINDOWED)
+    for tile in range(first, last):
+        scores, position, present = _tile_scores(
+            queries, row, tile, start, stop, tokens, k, k_row, scale, softcap, window,
+            KEYS, WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
+        )  # fmt: skip
+        top, total, mixed = taken(
+            top, total, mixed, scores, v, position, v_row, present, VALUES, PADDED_VALUES, OUTPUT, PRECISION
+        )
     tl.store(log_sum_exp + head * tokens + row, finished(top, total) * LN2, mask=present_row)
     if OUTPUT:
         column = tl.arange(0, PADDED_VALUES)
@@ -109,15 +123,14 @@ def dense_attention(
     q, k, v = map(rows_contiguous, (q, k, v))
     heads, tokens, width = q.shape
     values = v.shape[-1]
-    tile = tile_for(128, max(width, values), q.element_size(), values=output)
+    tile = tile_for(128, max(width, values), q.element_size())
     found = v.new_empty(tokens, heads, values if output else 0).transpose(0, 1)
     into = found if output else v
     total = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     launch(
         _dense_kernel,
         (-(-tokens // tile.rows) * heads,),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
         q=q,
         k=k,
         v=v,
@@ -157,77 +170,80 @@ def _shared(q: Tensor, k: Tensor, grid: BlockGrid, scale: float, softmax: Softma
         "PADDED": max(16, power_of_two(width)),
         "WINDOWED": grid.windowed,
         "CAPPED": softmax.softcap is not None,
-        "PRECISION": precision(q.dtype),
+        "PRECISION": precision(q.dtype, width),
     }
 
 
 @triton.jit
-def _stretch(at, index, number, steps, tokens, SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
-    """The rows of query block `index` of `at`, whether they are there, and the limits of a stretch of key tiles."""
+def _piece(at, heads, tokens, SIZE: tl.constexpr, ROWS: tl.constexpr):
+    """The program's head; its query block's index in `at`, number and end; its piece of the block's rows."""
+    PIECES: tl.constexpr = (SIZE + ROWS - 1) // ROWS
+    program = tl.program_id(0)
+    index = program // heads // PIECES
+    piece = program // heads % PIECES
     own = tl.load(at + index)
-    within = tl.arange(0, ROWS)
-    row = own * SIZE + within
-    stop = tl.minimum((number + 1) * steps, tl.cdiv(tl.minimum((own + 1) * SIZE, tokens), KEYS))
-    return own, row, (row < tokens) & (within < SIZE), number * steps, stop
+    within = piece * ROWS + tl.arange(0, ROWS)
+    return (program % heads).to(tl.int64), index, piece, own, tl.minimum((own + 1) * SIZE, tokens), within
 
 
 @triton.jit
 def _partial_kernel(
     q, k, at, partial,
-    tokens, heads, group, steps, stretches, window, scale, softcap, q_head, q_row, k_head, k_row,
+    tokens, heads, group, steps, programs, window, scale, softcap, q_head, q_row, k_head, k_row,
     SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp over one stretch of keys, for the rows of one query block."""
-    program, number = tl.program_id(0), tl.program_id(1)
-    head = (program % heads).to(tl.int64)
-    index = program // heads
-    _own, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
+    """Log-sum-exp over one stretch of keys, for a piece of the rows of one query block."""
+    number = tl.program_id(1)
+    head, index, _piece_number, own, end, within = _piece(at, heads, tokens, SIZE, ROWS)
+    row = own * SIZE + within
     k += (head // group) * k_head
-    queries = load_rows(q + head * q_head, row, q_row, present_row, WIDTH, PADDED)
+    queries = load_rows(q + head * q_head, row, q_row, row < end, WIDTH, PADDED)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.full((ROWS,), 0.0, tl.float32)
-    for tile in range(first, stop):
-        position = tile * KEYS + tl.arange(0, KEYS)
-        present = position < tokens
-        keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
-        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
-        scores = hidden(scores, row, position, present, window, WINDOWED)
+    first, last, start, stop = _seen(own * SIZE, end, window, SIZE, KEYS, WINDOWED)
+    for tile in range(tl.maximum(first, number * steps), tl.minimum(last, (number + 1) * steps)):
+        scores, _position, _present = _tile_scores(
+            queries, row, tile, start, stop, tokens, k, k_row, scale, softcap, window,
+            KEYS, WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
+        )  # fmt: skip
         top, total, _, _ = grown(top, total, scores)
     ends = tl.where(total > 0, finished(top, total) * LN2, float("-inf"))
-    within = tl.arange(0, ROWS)
-    into = ((index * heads + head) * stretches + number) * SIZE + within
+    into = ((index * heads + head) * programs + number) * SIZE + within
     tl.store(partial + into, ends, mask=within < SIZE)
 
 
 @triton.jit
 def _mass_kernel(
     q, k, at, log_sum_exp, mass,
-    tokens, heads, group, steps, count, window, scale, softcap, q_head, q_row, k_head, k_row,
+    tokens, heads, group, steps, rows, parts, window, scale, softcap, q_head, q_row, k_head, k_row,
     SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Mean over the rows of one query block of the probability on each key block of one stretch."""
-    program, number = tl.program_id(0), tl.program_id(1)
-    head = (program % heads).to(tl.int64)
-    index = program // heads
-    own, row, present_row, first, stop = _stretch(at, index, number, steps, tokens, SIZE, ROWS, KEYS)
+    """Probability on each part of a key block of one stretch, summed over a piece of the rows of one query block, by
+    the number of all of the block's rows.
+    """
+    PART: tl.constexpr = SIZE if SIZE < KEYS else KEYS
+    PIECES: tl.constexpr = (SIZE + ROWS - 1) // ROWS
+    number = tl.program_id(1)
+    head, index, piece, own, end, within = _piece(at, heads, tokens, SIZE, ROWS)
+    row = own * SIZE + within
     k += (head // group) * k_head
-    queries = load_rows(q + head * q_head, row, q_row, present_row, WIDTH, PADDED)
-    within = tl.arange(0, ROWS)
-    ends = tl.load(log_sum_exp + (index * heads + head) * SIZE + within, mask=present_row, other=0.0) * LOG2E
-    share = tl.where(present_row, 1.0 / tl.minimum(SIZE, tokens - own * SIZE).to(tl.float32), 0.0)
-    block = tl.arange(0, KEYS // SIZE)
-    for tile in range(first, stop):
-        position = tile * KEYS + tl.arange(0, KEYS)
-        present = position < tokens
-        keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
-        scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
-        scores = hidden(scores, row, position, present, window, WINDOWED)
-        of_keys = tl.sum(tl.exp2(scores - ends[:, None]) * share[:, None], axis=0)
-        of_blocks = tl.sum(tl.reshape(of_keys, (KEYS // SIZE, SIZE)), axis=1)
-        reached = tile * (KEYS // SIZE) + block
-        tl.store(mass + (head * tl.num_programs(0) // heads + index) * count + reached, of_blocks, mask=reached < count)
+    queries = load_rows(q + head * q_head, row, q_row, row < end, WIDTH, PADDED)
+    ends = tl.load(log_sum_exp + (index * heads + head) * SIZE + within, mask=row < end, other=float("inf"))
+    ends = ends * LOG2E  # rows that are none weigh nothing
+    share = 1.0 / (end - own * SIZE).to(tl.float32)
+    mass += ((head * rows + index) * PIECES + piece) * parts
+    first, last, start, stop = _seen(own * SIZE, end, window, SIZE, KEYS, WINDOWED)
+    for tile in range(tl.maximum(first, number * steps), tl.minimum(last, (number + 1) * steps)):
+        scores, _position, _present = _tile_scores(
+            queries, row, tile, start, stop, tokens, k, k_row, scale, softcap, window,
+            KEYS, WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
+        )  # fmt: skip
+        of_keys = tl.sum(tl.exp2(scores - ends[:, None]), axis=0) * share
+        of_parts = tl.sum(tl.reshape(of_keys, (KEYS // PART, PART)), axis=1)
+        part = tile * (KEYS // PART) + tl.arange(0, KEYS // PART)
+        tl.store(mass + part, of_parts, mask=part < parts)
 
 
 def block_masses(
@@ -250,18 +266,18 @@ def block_masses(
     """
     q, k = map(rows_contiguous, (q, k))
     heads, _, width = q.shape
-    tile = tile_for(grid.size, width, q.element_size(), values=False)
-    rows = max(16, grid.size)
-    options = {"num_warps": 8 if rows * power_of_two(width) >= 64 * 256 else 4, "num_stages": tile.num_stages}
-    keys = max(tile.keys, grid.size)
+    rows, keys = max(16, min(64, grid.size)), 64
+    pieces, split = -(-grid.size // rows), -(-grid.size // keys)
+    options = {"num_warps": 8 if rows * power_of_two(width) >= 64 * 256 else 4, "num_stages": 2}
     tiles = -(-grid.tokens // keys)
-    steps = max(STRETCH, -(-tiles // MOST_STRETCHES))
-    stretches = -(-tiles // steps)
+    steps = max(LEAST_TILES, -(-tiles // MOST_PROGRAMS))
+    programs = -(-tiles // steps)
     chosen = at.to(device=q.device, dtype=torch.int32)
     shared = _shared(q, k, grid, scale, softmax)
-    shared |= {"SIZE": grid.size, "ROWS": rows, "KEYS": keys, "steps": steps}
-    partial = torch.empty(len(at), heads, stretches, grid.size, dtype=torch.float32, device=q.device)
-    started = (len(at) * heads, stretches)
+    # A tile of 64 by 64 leaves no registers for fp32 numbers in parts.
+    shared |= {"SIZE": grid.size, "ROWS": rows, "KEYS": keys, "steps": steps, "PRECISION": "ieee"}
+    partial = torch.empty(len(at), heads, programs, grid.size, dtype=torch.float32, device=q.device)
+    started = (len(at) * heads * pieces, programs)
     launch(
         _partial_kernel,
         started,
@@ -269,14 +285,14 @@ def block_masses(
         k=k,
         at=chosen,
         partial=partial,
-        stretches=stretches,
+        programs=programs,
         **shared,
         **options,
     )
     total = partial.logsumexp(dim=2)
     if softmax.sinks is not None:
         total = torch.logaddexp(total, softmax.sinks.float()[:, None])
-    mass = torch.zeros(heads, len(at), grid.count, dtype=torch.float32, device=q.device)
+    mass = torch.zeros(heads, len(at), pieces, grid.count, split, dtype=torch.float32, device=q.device)
     launch(
         _mass_kernel,
         started,
@@ -285,11 +301,19 @@ def block_masses(
         at=chosen,
         log_sum_exp=total,
         mass=mass,
-        count=grid.count,
+        rows=len(at),
+        parts=grid.count * split,
         **shared,
         **options,
     )
-    return mass, total.transpose(0, 1)
+    return mass[:, :, 0, :, 0] if pieces * split == 1 else mass.sum(dim=(2, 4)), total.transpose(0, 1)
+
+
+def first_visible(block: Tensor, grid: BlockGrid) -> Tensor:
+    """The first key block that any query of each `block` sees."""
+    if grid.window is None or not grid.windowed:
+        return torch.zeros_like(block)
+    return (block * grid.size - grid.window + 1).clamp_min(0) // grid.size
 
 
 def top_blocks(
@@ -312,14 +336,9 @@ def top_blocks(
         dense mass.
     """
     blocks = torch.arange(grid.count, device=q.device)
-    first = torch.tensor([grid.first_visible(block) for block in at.tolist()], device=q.device)
-    for some, earliest in zip(
-        at.to(q.device).split(max(1, MASSES_AT_ONCE // (len(q) * grid.count))),
-        first.split(max(1, MASSES_AT_ONCE // (len(q) * grid.count))),
-        strict=True,
-    ):
+    for some in at.to(q.device).split(max(1, MASSES_AT_ONCE // (len(q) * grid.count))):
         mass, _ = block_masses(q, k, grid, some, scale=scale, softmax=softmax)
-        seen = (blocks <= some[:, None]) & (blocks >= earliest[:, None])
+        seen = (blocks <= some[:, None]) & (blocks >= first_visible(some, grid)[:, None])
         candidates = torch.where(seen, blocks, -1).expand_as(mass)
         kept, slots = most_mass(mass, candidates, some, grid, budget, mass_threshold)
         yield some, kept, kept_share(mass, kept, slots)

@@ -1,7 +1,8 @@
-"""Weighted representatives of sets of points, one program per set; every point is read once.
+"""Weighted representatives of sets of points, one program per set.
 
 The steps are those of `attngraph_kernels.coreset`: squared distances in the metric from one Gram matrix, farthest-first
-choice, group means, weights and spreads. A set's points, distances and groups stay in registers.
+choice, group means, weights and spreads. A set's distances and groups stay in registers, and its points where they have
+up to 64 numbers: they are read once. Wider points are taken in pieces, read once from memory and again from the cache.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _coreset_kernel(
     reach = tl.where(absent, float("-inf"), float("inf"))
     nearest = tl.zeros((PADDED_POINTS,), tl.int32)
     latest = tl.argmax(tl.where(absent, float("-inf"), from_mean), axis=0)
-    for step in tl.static_range(0, GROUPS if GROUPS < POINTS else POINTS):
+    for step in range(0, GROUPS if GROUPS < POINTS else POINTS):
         there = tl.sum(tl.where(point[:, None] == latest, distance, 0.0), axis=0)
         nearest = tl.where(there < reach, step, nearest)
         reach = tl.minimum(reach, there)
@@ -85,18 +86,19 @@ def _coreset_kernel(
     member = tl.where(nearest[None, :] == index[:, None], mass[None, :], 0.0)
     weights = tl.sum(member, axis=1)
     member = member / tl.maximum(weights, LEAST)[:, None]
-    inside_group = tl.sum(tl.dot(member, distance, input_precision=PRECISION) * member, axis=1) / 2
+    together = tl.where(nearest[:, None] == nearest[None, :], distance * tl.sum(member, axis=0)[None, :], 0.0)
+    inside_group = tl.sum(member * tl.sum(together, axis=1)[None, :], axis=1) / 2
     inside_group = tl.maximum(inside_group, 0.0) + tl.sum(member * inner[None, :], axis=1)
     into = (head * sets + number) * GROUPS + index
-    tl.store(total + into, weights, mask=index < GROUPS)
-    tl.store(within + into, inside_group, mask=index < GROUPS)
-    tl.store(group + (head * sets + number) * POINTS + point, nearest.to(tl.uint8), mask=point < POINTS)
     for out in range(0, PADDED, CHUNK):
         column = out + tl.arange(0, CHUNK)
         points = _points(x, mean, row, x_row, present, scale, column, WIDTH, CENTRED)
         centres = tl.dot(member, points, input_precision=PRECISION)
         at = centre + into[:, None] * WIDTH + column[None, :]
         tl.store(at, centres, mask=(index < GROUPS)[:, None] & (column < WIDTH)[None, :])
+    tl.store(total + into, weights, mask=index < GROUPS)
+    tl.store(within + into, inside_group, mask=index < GROUPS)
+    tl.store(group + (head * sets + number) * POINTS + point, nearest.to(tl.uint8), mask=point < POINTS)
 
 
 def coresets(
@@ -140,7 +142,7 @@ def coresets(
     launch(
         _coreset_kernel,
         (sets, heads),
-        num_warps=8 if size > 64 else 4 if size > 16 else 2,
+        num_warps=8 if size > 64 else 4,
         num_stages=1,
         x=x,
         mean=metric if mean is None else mean.contiguous(),
@@ -163,7 +165,7 @@ def coresets(
         PADDED_GROUPS=max(16, power_of_two(representatives)),
         WIDTH=width,
         PADDED=padded,
-        CHUNK=min(padded, 64 if size <= 64 else 32),
+        CHUNK=min(padded, 64 if size <= 32 else 32),
         CENTRED=mean is not None,
         WEIGHTED=weight is not None,
         PRECISION=precision(torch.float32),

@@ -37,11 +37,25 @@ def collecting() -> Iterator[list[Launch]]:
         _collected = before
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 2, **arguments: Any) -> None:
-    """Run `kernel` on the device of its tensors; an empty grid runs nothing."""
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *,
+    num_warps: int = 4,
+    num_stages: int = 2,
+    registers: int = 0,
+    **arguments: Any,
+) -> None:
+    """Run `kernel` on the device of its tensors; an empty grid runs nothing.
+
+    With `registers` a thread may have so many on NVIDIA's chips; with 0 their assembler chooses.
+    """
     if 0 in grid:
         return
-    started = Launch(kernel, grid, arguments, {"num_warps": num_warps, "num_stages": num_stages})
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    if registers and not torch.version.hip:
+        options["maxnreg"] = registers
+    started = Launch(kernel, grid, arguments, options)
     if _collected is not None:
         _collected.append(started)
         return
@@ -63,35 +77,31 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How products are computed: fp32 in three tensor-core products on NVIDIA's chips, as it is on AMD's."""
-    return "ieee" if dtype == torch.float32 and torch.version.hip else "tf32x3"
+def precision(dtype: torch.dtype, width: int = 0) -> str:
+    """How products are computed: of fp32 in three tensor-core products on NVIDIA's chips.
+
+    In plain ones on AMD's, and where queries of over 128 numbers, held in two parts, would not fit into registers.
+    """
+    return "ieee" if dtype == torch.float32 and (torch.version.hip or width > 128) else "tf32x3"
 
 
 class Tile(NamedTuple):
-    """Rows of queries and of keys in a tile, both powers of two and at least 16, and the compiler's options."""
+    """Rows of queries and of keys in a tile, both powers of two and at least 16, and the options of `launch`."""
 
     rows: int
     keys: int
-    num_warps: int
-    num_stages: int
+    options: dict[str, int]
 
 
-def tile_for(rows: int, width: int, itemsize: int, *, values: bool = True) -> Tile:
-    """A tile for `rows` queries of (padded) `width` numbers that fits into the shared memory of every chip since sm_80.
-
-    Parameters
-    ----------
-    values
-        Whether value tiles are held too.
-    """
-    row_bytes = power_of_two(width) * itemsize
-    most = 64 if row_bytes <= 512 else 32
-    height = max(16, min(power_of_two(rows), most))
-    keys = 64
-    if row_bytes > 512:
-        keys, height = 16 if values else 32, min(height, 16)
-    deep = keys * row_bytes <= (16 << 10 if values else 32 << 10)
-    num_stages = 3 if deep else 2 if row_bytes <= 512 else 1
-    wide = height * power_of_two(width) >= 64 * 256 or (row_bytes >= 512 and not values)
-    return Tile(height, keys, 8 if wide else 4, num_stages)
+def tile_for(rows: int, width: int, itemsize: int) -> Tile:
+    """A tile for `rows` queries of (padded) `width` numbers that spills no registers and fits into shared memory."""
+    single = itemsize == 4
+    cost = power_of_two(width) * itemsize * (2 if single else 1)  # fp32 numbers are held in two parts
+    height = max(16, min(32 if single else 64, power_of_two(rows), (32 << 10) // cost))
+    options = {
+        "num_warps": 8 if height * cost >= 16 << 10 else 4,
+        "num_stages": 3 if cost <= 512 else 2,
+        # Left to choose, the assembler spills a few of the widest kernels' numbers to run one more program at a time.
+        "registers": 255 if width > 128 else 0,
+    }
+    return Tile(height, max(16, min(64, (16 << 10) // cost)), options)

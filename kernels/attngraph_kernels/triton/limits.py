@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 MOST_NODES = 1024
 """Nodes, children or candidates that one program can rank."""
 
+MOST_SHARES = 1 << 14
+"""Shares of nodes in the rows of one query block's representatives that a program can hold."""
+
 MOST_POINTS = 128
 """Points of one set that a program can reduce."""
 
 WIDEST = 256
 """Numbers in a query, key or value."""
+
+
+LONGEST = (1 << 31) - 256
+"""Positions that 32 bits count, those beyond the last token that fill up its tile included."""
 
 
 def of_layer(*tensors: Tensor) -> str | None:
@@ -29,6 +36,8 @@ def of_layer(*tensors: Tensor) -> str | None:
             return f"it has no kernels for {x.dtype}"
         if x.shape[-1] > WIDEST:
             return f"a width of {x.shape[-1]} is over the {WIDEST} that fit into a kernel's tiles"
+        if x.shape[-2] > LONGEST:
+            return f"{x.shape[-2]} positions are over the {LONGEST} that a kernel counts"
     return None
 
 
@@ -50,6 +59,9 @@ def of_search(selector: Selector, grid: BlockGrid) -> str | None:
     most = max(min(selector.start_nodes, grid.count), 2 * selector.beam)
     if most > MOST_NODES:
         return f"{most} nodes at once are over the {MOST_NODES} that a kernel ranks"
+    represented = selector.query_representatives or max(1, grid.size // 4)
+    if most * represented > MOST_SHARES:
+        return f"{most} nodes at once for {represented} representatives of a query block are over {MOST_SHARES} shares"
     if selector.beam <= len(grid.forced(grid.count - 1)):
         return f"{selector.beam} candidates leave no room beside the forced blocks"
     return of_points(2 * selector.representatives)

@@ -27,22 +27,11 @@ from attngraph_kernels.pyramid import bump
 from attngraph_kernels.select import BlockSelection, Selector, Stream
 from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.triton import limits
-from attngraph_kernels.triton.audit import top_blocks
+from attngraph_kernels.triton.audit import first_visible, top_blocks
 from attngraph_kernels.triton.launch import launch, power_of_two, precision, rows_contiguous, tile_for
 from attngraph_kernels.triton.pyramid import Levels, Queries, key_metric, key_tables, query_metric, query_tables
-from attngraph_kernels.triton.tiles import (
-    LN2,
-    LOG2E,
-    finished,
-    grown,
-    hidden,
-    load_columns,
-    load_rows,
-    ranked,
-    scored,
-    slots_of,
-    started,
-)
+from attngraph_kernels.triton.tiles import LN2, LOG2E, finished, grown, load_rows, ranked, slots_of, started
+from attngraph_kernels.triton.walk import gathered, keys_of, tiles_of
 
 
 class Searched(NamedTuple):
@@ -76,7 +65,7 @@ def _shares(
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.full((ROWS,), 0.0, tl.float32)
     share = tl.zeros((ROWS, COUNT), tl.float32)
-    found = (first + tl.where(alive, node, 0)) * REPRESENTATIVES
+    found = (first + tl.where(alive, node, 0)).to(tl.int64) * REPRESENTATIVES
     for representative in range(0, REPRESENTATIVES):
         scores = tl.zeros((ROWS, COUNT), tl.float32)
         for part in range(0, PADDED, CHUNK):
@@ -109,7 +98,7 @@ def _dropped(dropped, top, share, kept_from, key, node, alive, lowest, highest, 
 
 @triton.jit
 def _descend_kernel(
-    at, query, weight, table, bias, starts, candidates, dropped,
+    at, query, weight, table, bias, candidates, dropped,
     heads, group, count, rows, nodes, levels, coarse, beam, window,
     SIZE: tl.constexpr, REPRESENTATIVES: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
     NODES: tl.constexpr, BEAM: tl.constexpr, FORCED: tl.constexpr,
@@ -134,10 +123,11 @@ def _descend_kernel(
     gone = tl.full((ROWS,), float("-inf"), tl.float32)
 
     level = levels - 1
+    start = nodes - coarse  # levels lie behind one another, the finest first
     node = tl.arange(0, NODES)
     alive = (node < coarse) & (node >= (lowest >> level)) & (node <= (highest >> level))
     top, total, share = _shares(
-        query, table, bias, tl.load(starts + level), node, alive,
+        query, table, bias, start, node, alive,
         NODES, REPRESENTATIVES, QUERIES, ROWS, WIDTH, PADDED, CHUNK, PRECISION,
     )  # fmt: skip
     mass = tl.sum(share * (weights / total)[:, None], axis=0)
@@ -151,10 +141,11 @@ def _descend_kernel(
 
     for step in range(1, levels):
         level = levels - 1 - step
+        start -= tl.cdiv(count, 1 << level)
         child = tl.interleave(2 * kept, 2 * kept + 1)
         below = (child >= (lowest >> level)) & (child <= (highest >> level)) & (child >= 0)
         top, total, part = _shares(
-            query, table, bias, tl.load(starts + level), child, below,
+            query, table, bias, start, child, below,
             2 * BEAM, REPRESENTATIVES, QUERIES, ROWS, WIDTH, PADDED, FEW, PRECISION,
         )  # fmt: skip
         masses = tl.sum(part * (weights / total)[:, None], axis=0)
@@ -189,7 +180,9 @@ def descend(
     most = power_of_two(beam)
     at_start = max(power_of_two(coarse), most, 16)
     padded = max(16, power_of_two(width))
-    narrow = 32 if padded * levels.mean.element_size() >= 512 else 64
+    itemsize = levels.mean.element_size()
+    # Numbers of a node that are multiplied at once: what spills no registers.
+    few = min(padded, 16 if itemsize == 4 else 32)
     candidates = torch.empty(heads, len(at), beam, dtype=torch.int32, device=at.device)
     dropped = torch.empty(heads, len(at), represented if estimate else 0, dtype=torch.float32, device=at.device)
     launch(
@@ -202,7 +195,6 @@ def descend(
         weight=queries.weight.contiguous(),
         table=levels.mean.contiguous(),
         bias=levels.bias.contiguous(),
-        starts=torch.tensor(levels.starts, dtype=torch.int64, device=at.device),
         candidates=candidates,
         dropped=dropped if estimate else levels.bias,
         heads=heads,
@@ -223,24 +215,13 @@ def descend(
         FORCED=forced,
         WIDTH=width,
         PADDED=padded,
-        CHUNK=min(padded, narrow if levels.mean.element_size() * at_start <= 1024 else narrow // 2),
-        FEW=min(padded, narrow),
+        CHUNK=few if at_start <= 512 else max(16, few // 2),
+        FEW=few,
         WINDOWED=grid.windowed,
         ESTIMATE=estimate,
         PRECISION=precision(levels.mean.dtype),
     )
     return candidates, dropped
-
-
-@triton.jit
-def _candidates(candidates, slot, width, tokens, SIZE: tl.constexpr, PART: tl.constexpr, KEYS: tl.constexpr):
-    """Position of every key of a tile that begins with part `slot` of the candidates, and whether it is one."""
-    column = tl.arange(0, KEYS)
-    slot = slot + column // PART
-    found = slot // (SIZE // PART)
-    block = tl.load(candidates + found, mask=found < width, other=-1)
-    position = block * SIZE + (slot % (SIZE // PART)) * PART + column % PART
-    return position, (block >= 0) & (position < tokens)
 
 
 @triton.jit
@@ -262,9 +243,10 @@ def _rescore_kernel(
     q += head * q_head
     k += (head // group) * k_head
     candidates += head * c_head + index.to(tl.int64) * c_row
-    tiles = tl.cdiv(width * SPLIT, PER_TILE)
+    tiles, first = tiles_of(width, SIZE, KEYS, PART)
     slot = tl.arange(0, COUNT)
     part = tl.arange(0, PER_TILE)
+    share = 1.0 / tl.minimum(SIZE, tokens - own * SIZE).to(tl.float32)
     mass = tl.zeros((COUNT,), tl.float32)
     for piece in range(0, (SIZE + ROWS - 1) // ROWS):
         row = own * SIZE + piece * ROWS + tl.arange(0, ROWS)
@@ -272,23 +254,28 @@ def _rescore_kernel(
         queries = load_rows(q, row, q_row, present_row, WIDTH, PADDED)
         top, total = started(sinks, head, ROWS, SINKS)
         for tile in range(0, tiles):
-            position, present = _candidates(candidates, tile * PER_TILE, width, tokens, SIZE, PART, KEYS)
-            keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
-            scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
-            scores = hidden(scores, row, position, present, window, WINDOWED)
+            position, present, masked = keys_of(
+                candidates, tile, tiles, first, own, tokens, window, SIZE, KEYS, PART, WINDOWED
+            )
+            scores = gathered(
+                queries, row, position, present, masked, k, k_row, scale, softcap, window,
+                WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
+            )  # fmt: skip
             top, total, _, _ = grown(top, total, scores)
-        ends = finished(top, total)
+        ends = tl.where(present_row, finished(top, total), float("inf"))  # rows that are none weigh nothing
         if ENDS:
             tl.store(ends_of + head * tokens + row, ends * LN2, mask=present_row)
-        share = tl.where(present_row, 1.0 / tl.minimum(SIZE, tokens - own * SIZE).to(tl.float32), 0.0)
         for tile in range(0, tiles):
-            position, present = _candidates(candidates, tile * PER_TILE, width, tokens, SIZE, PART, KEYS)
-            keys = load_columns(k, position, k_row, present, WIDTH, PADDED)
-            scores = scored(queries, keys, scale, softcap, CAPPED, PRECISION)
-            scores = hidden(scores, row, position, present, window, WINDOWED)
-            of_keys = tl.sum(tl.exp2(scores - ends[:, None]) * share[:, None], axis=0)
+            position, present, masked = keys_of(
+                candidates, tile, tiles, first, own, tokens, window, SIZE, KEYS, PART, WINDOWED
+            )
+            scores = gathered(
+                queries, row, position, present, masked, k, k_row, scale, softcap, window,
+                WIDTH, PADDED, WINDOWED, CAPPED, PRECISION,
+            )  # fmt: skip
+            of_keys = tl.sum(tl.exp2(scores - ends[:, None]), axis=0) * share
             of_parts = tl.sum(tl.reshape(of_keys, (PER_TILE, PART)), axis=1)
-            owner = (tile * PER_TILE + part) // SPLIT
+            owner = tl.maximum(first + tile * PER_TILE + part, 0) // SPLIT  # what is no slot adds nothing to the first
             mass += tl.sum(tl.where(slot[:, None] == owner[None, :], of_parts[None, :], 0.0), axis=1)
 
     block = tl.load(candidates + slot, mask=slot < width, other=-1)
@@ -340,14 +327,13 @@ def rescore(
     """
     heads, _, width = q.shape
     budget = found.blocks.shape[-1]
-    tile = tile_for(grid.size, width, q.element_size(), values=False)
+    tile = tile_for(grid.size, width, q.element_size())
     part = min(grid.size, tile.keys)
     most = power_of_two(candidates.shape[-1])
     launch(
         _rescore_kernel,
         (len(at) * heads,),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
         q=q,
         k=k,
         at=at.to(torch.int32),
@@ -386,7 +372,7 @@ def rescore(
         THRESHOLD=mass_threshold is not None,
         COMPLETE=complete,
         ENDS=found.candidates is not None and not complete,
-        PRECISION=precision(q.dtype),
+        PRECISION=precision(q.dtype, width),
     )
 
 
@@ -417,7 +403,7 @@ def search(
         blank(tokens) if estimate else None,
         blank(tokens) if estimate else None,
     )
-    few, searched, asked = _kinds_of_rows(selector, grid, q.device)
+    few, searched, asked = (rows.to(q.device, non_blocking=True) for rows in _kinds_of_rows(selector, grid))
     rule: dict[str, Any] = {"scale": scale, "softmax": softmax, "mass_threshold": selector.mass_threshold}
     if len(few):
         assert isinstance(selector, Stream)
@@ -431,13 +417,16 @@ def search(
     return found
 
 
-def _kinds_of_rows(selector: Selector, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Query blocks whose visible blocks are few, those that a descent serves, and those that ask for exact masses."""
-    block = torch.arange(grid.count, dtype=torch.int32, device=device)
+def _kinds_of_rows(selector: Selector, grid: BlockGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Query blocks whose visible blocks are few, those that a descent serves, and those that ask for exact masses.
+
+    On the processor, which would have to wait for a GPU to learn how many they are.
+    """
+    block = torch.arange(grid.count, dtype=torch.int32)
     none = block[:0]
     if not isinstance(selector, Stream):
         return none, none, block
-    available = block - _first_visible(block, grid) + 1
+    available = block - first_visible(block, grid) + 1
     few = available <= limits.few_blocks(selector, grid)
     asked = ((block + 1) * grid.size).clamp_max(grid.tokens) > grid.tokens - selector.exact_tail
     asked[sorted(selector.exact_blocks)] = True
@@ -445,17 +434,11 @@ def _kinds_of_rows(selector: Selector, grid: BlockGrid, device: torch.device) ->
     return block[ranked_at_once], block[~few & ~asked], block[~ranked_at_once & (few | asked)]
 
 
-def _first_visible(block: Tensor, grid: BlockGrid) -> Tensor:
-    if grid.window is None or not grid.windowed:
-        return torch.zeros_like(block)
-    return (block * grid.size - grid.window + 1).clamp_min(0) // grid.size
-
-
 def _all_visible(at: Tensor, grid: BlockGrid, selector: Stream, heads: int) -> Tensor:
     """All visible blocks of rows with few of them, [H, B, C], -1 first."""
     width = min(limits.few_blocks(selector, grid), grid.count, limits.MOST_NODES)
     block = at[:, None] + torch.arange(1 - width, 1, dtype=torch.int32, device=at.device)
-    return torch.where(block >= _first_visible(at, grid)[:, None], block, -1).expand(heads, -1, -1)
+    return torch.where(block >= first_visible(at, grid)[:, None], block, -1).expand(heads, -1, -1)
 
 
 def _searched(

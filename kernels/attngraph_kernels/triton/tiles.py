@@ -31,17 +31,17 @@ def load_columns(pointer, row, row_stride, present, WIDTH: tl.constexpr, PADDED:
 @triton.jit
 def scored(queries, keys, scale, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """Scaled and capped scores in base 2; queries [M, d], keys [d, N]."""
-    scores = tl.dot(queries, keys, input_precision=PRECISION) * scale
+    scores = tl.dot(queries, keys, input_precision=PRECISION)
     if CAPPED:
         # tanh(x) = 1 - 2 / (exp(2x) + 1), which is right at both infinities
-        scores = softcap * (1 - 2 / (tl.exp2(scores * (2 * LOG2E / softcap)) + 1))
-    return scores * LOG2E
+        return softcap * LOG2E * (1 - 2 / (tl.exp2(scores * (2 * LOG2E * scale / softcap)) + 1))
+    return scores * (scale * LOG2E)
 
 
 @triton.jit
-def hidden(scores, query, key, present, window, WINDOWED: tl.constexpr):
-    """-inf where the query at a position does not see the key at a position, or the key is not `present`."""
-    seen = present[None, :] & (key[None, :] <= query[:, None])
+def hidden(scores, query, key, window, WINDOWED: tl.constexpr):
+    """-inf where the query at a position does not see the key at a position."""
+    seen = key[None, :] <= query[:, None]
     if WINDOWED:
         seen = seen & (key[None, :] > query[:, None] - window)
     return tl.where(seen, scores, float("-inf"))
@@ -67,6 +67,20 @@ def grown(top, total, scores):
     weights = tl.exp2(scores - base[:, None])
     fade = tl.exp2(top - base)
     return higher, total * fade + tl.sum(weights, axis=1), weights, fade
+
+
+@triton.jit
+def taken(
+    top, total, mixed, scores, v, position, v_row, present,
+    VALUES: tl.constexpr, PADDED_VALUES: tl.constexpr, OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take a tile of scores into the running softmax and, with OUTPUT, the values of its keys into `mixed`."""
+    top, total, weights, fade = grown(top, total, scores)
+    if OUTPUT:
+        values = load_rows(v, position, v_row, present, VALUES, PADDED_VALUES)
+        mixed = mixed * fade[:, None]
+        mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision=PRECISION)
+    return top, total, mixed
 
 
 @triton.jit
