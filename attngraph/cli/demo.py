@@ -111,9 +111,8 @@ def strongest_edge(run: Run, blocks: list[int]) -> dict[str, Any] | None:
 
 
 def _print(run: Run, document: dict[str, Any]) -> None:
-    answer, needle = document["answer"], document["needle"]
+    needle = document["needle"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("answer", f"expected {answer['expected']!r}, dense {answer['dense']!r}, sparse {answer['sparse']!r}")
     rank = (
         "not ranked"
         if needle["rank"] is None
