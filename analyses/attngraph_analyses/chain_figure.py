@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from attngraph.errors import MissingDependencyError
+from attngraph_analyses.figures import blank
 from attngraph_analyses.groups import OUTCOMES
 
 if TYPE_CHECKING:
@@ -31,15 +31,9 @@ def draw(found: ChainTest) -> Figure:
     MissingDependencyError
         Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Figures need matplotlib, which is not installed. Install it with: pip install "attngraph[plot]"'
-        ) from error
     groups = found.tests.select(found.by).unique(maintain_order=True).to_dicts() or [{}]
     controls = found.tests["control"].unique(maintain_order=True).to_list()
-    figure = Figure(figsize=(PANEL[0] * len(groups), PANEL[1] * len(controls)), layout="constrained")
+    figure = blank(PANEL[0] * len(groups), PANEL[1] * len(controls))
     axes = figure.subplots(len(controls), len(groups), squeeze=False)
     for row, control in zip(axes, controls, strict=True):
         for panel, group in zip(row, groups, strict=True):

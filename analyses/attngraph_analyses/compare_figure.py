@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from attngraph.errors import MissingDependencyError
+from attngraph_analyses.figures import blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,15 +28,9 @@ def draw(found: Comparison) -> Figure:
     MissingDependencyError
         Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Figures need matplotlib, which is not installed. Install it with: pip install "attngraph[plot]"'
-        ) from error
     panels = len(found.scores) + 1
     rows = -(-panels // COLUMNS)
-    figure = Figure(figsize=(PANEL[0] * min(panels, COLUMNS), PANEL[1] * rows), layout="constrained")
+    figure = blank(PANEL[0] * min(panels, COLUMNS), PANEL[1] * rows)
     axes = figure.subplots(rows, min(panels, COLUMNS), squeeze=False).ravel()
     for score, panel in zip(found.scores, axes, strict=False):
         _profile(panel, found, score)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import attngraph as ag
 from attngraph.cli.answers import policy_line
-from attngraph.cli.compare import PICTURES
+from attngraph.cli.figures import FigureOption, check_figure, save
 from attngraph.cli.options import (
     HeadsPolicy,
     Json,
@@ -22,9 +22,7 @@ from attngraph.cli.options import (
     WeightPolicy,
     policies_of,
 )
-from attngraph.cli.output import note
 from attngraph.cli.questions import FileOption, FormatOption, Reply, check_delivery, deliver
-from attngraph.errors import ConfigError
 
 Hops = Annotated[
     list[str] | None, typer.Option("--hop", help="A hop, in the order of the text; once each. [default: hop:0, …]")
@@ -67,9 +65,7 @@ def chain_test(
     ] = None,
     before: Before = "question",
     draws: Draws = 199,
-    figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the figure into FILE.png, .svg or .pdf (extra: plot).")
-    ] = None,
+    figure: FigureOption = None,
     json: Json = False,
     format: FormatOption = None,
     file: FileOption = None,
@@ -79,12 +75,10 @@ def chain_test(
     Example: attngraph chain-test runs --figure chains.png
     """
     check_delivery(json, format, file)
-    if figure is not None and (figure.suffix.lower() not in PICTURES or not figure.absolute().parent.is_dir()):
-        raise ConfigError(f"--figure {figure} must end in {', '.join(PICTURES)} and lie in a folder that there is.")
+    check_figure(figure)
     found = ag.chain_test(ag.open_store(store), hops or (), target, by=by or ("model",), before=before, draws=draws)
     if figure is not None:
-        found.figure().savefig(figure, dpi=150)
-        note(f"Drew {figure}.")
+        save(found.figure(), figure)
     deliver(Reply({"store": str(store), **found.to_dict()}, found.tests, _tests), json, format, file)
 
 

@@ -10,14 +10,12 @@ import typer
 from rich.table import Table
 
 import attngraph as ag
+from attngraph.cli.figures import FigureOption, check_figure, save
 from attngraph.cli.options import Json, Target
-from attngraph.cli.output import note
 from attngraph.cli.questions import FileOption, FormatOption, Reply, check_delivery, deliver
-from attngraph.errors import ConfigError
 
 SHOWN = 15
 """Differences in the table for people; the JSON document has all of them."""
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def compare(
@@ -30,9 +28,7 @@ def compare(
     of: Annotated[
         Literal["distances", "differences", "profiles"], typer.Option(help="The table that -o and csv write.")
     ] = "distances",
-    figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the figure into FILE.png, .svg or .pdf (extra: plot).")
-    ] = None,
+    figure: FigureOption = None,
     json: Json = False,
     format: FormatOption = None,
     file: FileOption = None,
@@ -42,8 +38,7 @@ def compare(
     Example: attngraph compare runs --by model
     """
     check_delivery(json, format, file)
-    if figure is not None and (figure.suffix.lower() not in PICTURES or not figure.absolute().parent.is_dir()):
-        raise ConfigError(f"--figure {figure} must end in {', '.join(PICTURES)} and lie in a folder that there is.")
+    check_figure(figure)
     found = ag.compare(
         ag.open_store(store),
         by,
@@ -53,8 +48,7 @@ def compare(
         permutations=permutations,
     )
     if figure is not None:
-        found.figure().savefig(figure, dpi=150)
-        note(f"Drew {figure}.")
+        save(found.figure(), figure)
     frame = {"distances": found.distances, "differences": found.differences, "profiles": found.profiles}[of]
     deliver(Reply({"store": str(store), **found.to_dict()}, frame, _table), json, format, file)
 
