@@ -129,7 +129,7 @@ def chain_test(
         raise ConfigError(f"by={list(fields)!r} names the outcome, which is told apart in any case; leave it out.")
     described = [(run, _described(run, fields)) for run in runs]
     parts = [
-        about.join(_ranks(run, hops, target, policy, before=before, draws=draws, seed=seed), how="cross")
+        about.join(ranks_of(run, hops, target, policy, before=before, draws=draws, seed=seed), how="cross")
         for run, about in described
     ]
     ranks = pl.concat(parts) if parts else pl.DataFrame()
@@ -159,7 +159,8 @@ def _described(run: Run, fields: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame([row], schema=dict.fromkeys(row, pl.String))
 
 
-def _ranks(run: Run, hops: Sequence[str], target: str, policy: Policy, **options: Any) -> pl.DataFrame:
+def ranks_of(run: Run, hops: Sequence[str], target: str, policy: Policy, **options: Any) -> pl.DataFrame:
+    """The columns of `Chain.to_polars` for the chain of one run, and completeness; `options` as for `chain`."""
     found = chain(run.graph(**vars(policy)), hops, target, others=other_chains(run), **options)
     return found.to_polars().with_columns(completeness=pl.lit(found.completeness, pl.Float64))
 

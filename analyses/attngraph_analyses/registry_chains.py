@@ -8,12 +8,8 @@ import polars as pl
 
 from attngraph.graph import Policy
 from attngraph.store import Run
-from attngraph_analyses.chain_test import chain_test
-from attngraph_analyses.chains import chain
+from attngraph_analyses.chain_test import POLICY, chain_test, ranks_of
 from attngraph_analyses.selection import EVERYTHING, Where, selected
-from attngraph_analyses.variable_chains import other_chains
-
-POLICY = Policy()
 
 
 def chain_ranks(
@@ -26,9 +22,7 @@ def chain_ranks(
     policy: Policy = POLICY,
 ) -> pl.DataFrame:
     """How the chain of a run ranks among chains with other places; as `attngraph_analyses.chain`, with completeness."""
-    graph, others = run.graph(**vars(policy)), other_chains(run)
-    found = chain(graph, hops, target, others=others, before=before, draws=draws, seed=seed)
-    return found.to_polars().with_columns(completeness=pl.lit(found.completeness, pl.Float64))
+    return ranks_of(run, hops, target, policy, before=before, draws=draws, seed=seed)
 
 
 def chain_test_table(
