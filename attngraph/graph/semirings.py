@@ -176,9 +176,7 @@ def _pull_max_times(transition: LayerTransition, state: State) -> State:
         values = _log(transition.probability) + state[transition.key_block]
         edges = merge_rows(np.maximum, values, transition.rows.start, -np.inf)
     else:
-        values = transition.weights.data.astype(np.float64)  # NumPy is slower at products of two types
-        values *= np.exp(state - shift).take(transition.weights.indices)
-        edges = _log(merge_rows(np.maximum, values, transition.rows.start, 0.0) * transition.scale) + shift
+        edges = _log(transition.greatest(np.exp(state - shift)) * transition.scale) + shift
     return np.maximum(edges, _log(transition.stay) + state)
 
 

@@ -180,6 +180,22 @@ class LayerTransition:
         stay, scale = (part if state.ndim == 1 else part[:, None] for part in (self.stay, self.scale))
         return np.asarray(stay * state + self._entries.T @ (scale * state))
 
+    def greatest(self, state: FloatArray) -> FloatArray:
+        """The greatest w · state of every row's edges, for a state of at least 0, ``[nodes]``; 0 for an empty row.
+
+        Where the nodes below the first that has a state read only one another, as in any causal graph, their edges
+        aren't looked at.
+        """
+        first = int((state > 0).argmax())
+        if self.weights.indices[: self.rows.start[first]].max(initial=-1) >= first:
+            first = 0
+        edges = slice(self.rows.start[first], None)
+        values = self.weights.data[edges].astype(np.float64)  # NumPy is slower at products of two types
+        values *= state.take(self.weights.indices[edges])
+        found = np.zeros(len(state))
+        found[first:] = merge_rows(np.maximum, values, self.rows.start[first:] - self.rows.start[first], 0.0)
+        return found
+
     def matrix(self) -> sparse.csr_array[np.float64]:
         """The matrix P, ``[nodes of level ℓ + 1, nodes of level ℓ]``, heads summed, rows summing to 1."""
         nodes = np.arange(len(self.stay), dtype=np.int32)

@@ -103,6 +103,21 @@ def test_the_algebras_agree_where_nothing_underflows(graph: AttentionGraph):
     assert (np.exp(best) <= width * (1 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_best_ways_from_a_late_node_are_those_of_a_dense_matrix(causal: bool):
+    """Rows below a source are passed over only where they read nothing above themselves."""
+    random, blocks = np.random.default_rng(0), 12
+    query, key = np.indices((blocks, blocks)).reshape(2, -1)
+    edge = (random.random(len(query)) < 0.3) & ((key <= query) | (not causal))
+    columns = {"query_block": query[edge], "key_block": key[edge], "weight": random.random(edge.sum())}
+    graph = AttentionGraph.from_edges({"layer": np.zeros(edge.sum(), int), **columns}, residual=0.0)
+    matrix = graph.to_scipy(0).toarray()
+    for first in range(blocks):
+        weights = np.where(np.arange(blocks) >= first, random.random(blocks), 0.0)
+        best = last(forward(graph, state_in("max_times", weights), "max_times"))
+        np.testing.assert_allclose(np.exp(best), (matrix * weights).max(1), rtol=1e-12)
+
+
 def fading(layers: int, leak: float) -> AttentionGraph:
     """Block 0 keeps all it has, block 2 a `leak` per layer; the rest it reads of block 1, which has nothing."""
     edges = {
