@@ -2,7 +2,8 @@
 
 Run: python tests/benchmarks/anchors.py FOLDER --rows anchors.jsonl --store runs [--traces NAME …] [--seconds 240]
 Every trace (FOLDER/NAME.json) is read once with all attention (``forward="dense"``, ``budget="all"``, streamed), then
-pruned for every block size, share and selector: the greatest budget that prunes at least the share of causal pairs.
+pruned for every block size, share, selector and pass: the greatest budget that prunes at least the share of causal
+pairs. The sparse pass attends over what is kept alone; the dense one is the model's own: only the graph is pruned.
 Each capture's agreement with the dense scores goes to the JSON-lines file as soon as it is there; what the file has
 already isn't done again, so a run that was stopped (or has used up its --seconds) goes on where it was.
 """
@@ -14,16 +15,19 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import groupby, product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import attngraph as ag
 from attngraph.config import BudgetSetting, Forward, Selector
+from attngraph.errors import GraphError
 
 SHARES = (0.80, 0.85, 0.90, 0.95, 0.97, 0.985)
 BLOCKS = (8, 16, 32)
 SELECTORS: tuple[Selector, ...] = ("stream", "exact")
+FORWARDS: tuple[Forward, ...] = ("sparse", "dense")
 NORMALISE = ("recorded", "dense", "spread")
 LONG = 5_000
 """Tokens above which the mark at 97 % holds."""
@@ -33,6 +37,7 @@ COLUMNS = (
     "blocks",
     "share",
     "selector",
+    "pass",
     "normalise",
     "traces",
     "pruned",
@@ -55,19 +60,21 @@ class Setting(NamedTuple):
     forward: Forward
 
 
-def settings(traces: list[str], shares: list[float], blocks: list[int], selectors: list[Selector]) -> Iterator[Setting]:
+def settings(
+    traces: list[str], shares: list[float], blocks: list[int], selectors: list[Selector], forwards: list[Forward]
+) -> Iterator[Setting]:
     """The reference of a trace first, then all that is compared with it."""
     for trace in traces:
         yield Setting(trace, 0.0, 16, "exact", "dense")
         for share in shares:
             for block_size in blocks:
-                for selector in selectors:
-                    yield Setting(trace, share, block_size, selector, "sparse")
+                for selector, forward in product(selectors, forwards):
+                    yield Setting(trace, share, block_size, selector, forward)
 
 
 def budget_for(setting: Setting, tokens: int) -> BudgetSetting | None:
     """The greatest budget that prunes at least the share; None where even the forced blocks are more."""
-    if setting.forward == "dense":
+    if not setting.share:
         return "all"
     size, budget = setting.block_size, None
     blocks = -(-tokens // size)
@@ -109,7 +116,7 @@ def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Pa
         "pruned": run.cost.pruned.causal,
         "seconds": run.cost.capture_seconds,
     }
-    if setting.forward == "dense":
+    if not setting.share:
         found = ag.anchors(run)
         importance = asdict(ag.importance_correlation(found))
         profile = ag.category_profile(found).to_dicts()
@@ -121,7 +128,11 @@ def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Pa
     known = run.rows().select("kept_mass", "kept_mass_estimate").collect()
     estimated = known["kept_mass"].fill_null(known["kept_mass_estimate"]).null_count() == 0
     for normalise in NORMALISE if estimated else NORMALISE[:1]:
-        found = ag.anchors(run, normalise=normalise)
+        try:
+            found = ag.anchors(run, normalise=normalise)
+        except GraphError as error:  # so little is left that no head comes back to anything
+            yield {**row, "normalise": normalise, "spearman": None, "reason": str(error)}
+            continue
         agreement = ag.compare_anchors(found, reference).to_dict()
         dropped = None if found.dropped_source is None else float(found.dropped.mean())
         yield {**row, "normalise": normalise, "dropped": dropped, **agreement}
@@ -140,27 +151,35 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     curve = [row for row in rows if row.get("spearman") is not None]
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|---" * len(COLUMNS) + "|"
-    keys = sorted({(row["block_size"], row["share"], row["selector"], row["normalise"]) for row in curve})
-    for key in keys:
-        group = [row for row in curve if (row["block_size"], row["share"], row["selector"], row["normalise"]) == key]
+    for key in sorted({_key(row) for row in curve}):
+        group = [row for row in curve if _key(row) == key]
         names = ("pruned", "spearman", "spearman_random_heads", "spearman_same_heads", "overlap")
         pruned, rho, chance, same, overlap = (median(row[name] for row in group) for name in names)
         dropped = [row["dropped"] for row in group if row["dropped"] is not None]
         lost = f"{median(dropped):.2f}" if dropped else "–"
         least = min(row["spearman"] for row in group)
         yield (
-            f"| {key[0]} | {key[1]:.3f} | {key[2]} | {key[3]} | {len(group)} | {pruned:.3f} | {rho:.2f} | "
+            f"| {key[0]} | {key[1]:.3f} | {' | '.join(key[2:])} | {len(group)} | {pruned:.3f} | {rho:.2f} | "
             f"{least:.2f} | {chance:.2f} | {same:.2f} | {overlap:.2f} | {lost} |"
         )
+    for setting, missing in _without_scores(rows):
+        yield f"without scores, {setting}: {', '.join(missing)}"
     yield ""
     for row in rows:
-        if row["forward"] == "dense":
+        if not row["share"]:
             yield from _reference_lines(row)
     yield ""
     for share, spearman, overlap, tokens in MARKS:
         for block_size in sorted({row["block_size"] for row in curve}):
-            for selector in sorted({row["selector"] for row in curve}):
-                yield _mark(curve, share, spearman, overlap, tokens, block_size, selector)
+            for how in sorted({(row["selector"], row["forward"]) for row in curve}):
+                yield _mark(curve, (block_size, share, *how, "recorded"), spearman, overlap, tokens)
+
+
+def _without_scores(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Settings that leave no room for a budget, or no head that comes back to a sentence, and the traces."""
+    found = {(*_setting(row), row["trace"]) for row in rows if row.get("spearman", 0) is None or row["budget"] is None}
+    for (size, share, selector, forward), group in groupby(sorted(found), key=lambda each: each[:4]):
+        yield f"blocks of {size}, {share:.1%}, {selector}, {forward} pass", [trace for *_, trace in group]
 
 
 def _reference_lines(row: dict[str, Any]) -> Iterator[str]:
@@ -176,16 +195,21 @@ def _reference_lines(row: dict[str, Any]) -> Iterator[str]:
         yield f"  {each['category']}: {each['sentences']}, percentile {share:.2f}, excess {excess:+.2f}, p {p}"
 
 
+def _setting(row: dict[str, Any]) -> tuple[int, float, str, str]:
+    return row["block_size"], row["share"], row["selector"], row["forward"]
+
+
+def _key(row: dict[str, Any]) -> tuple[int, float, str, str, str]:
+    return *_setting(row), row["normalise"]
+
+
 def _mark(
-    rows: list[dict[str, Any]], share: float, spearman: float, overlap: float, tokens: int, size: int, selector: str
+    rows: list[dict[str, Any]], key: tuple[int, float, str, str, str], spearman: float, overlap: float, tokens: int
 ) -> str:
-    group = [
-        row
-        for row in rows
-        if (row["block_size"], row["share"], row["selector"], row["normalise"]) == (size, share, selector, "recorded")
-        and row["tokens"] > tokens
-    ]
-    name = f"mark: ≥ {share:.0%} pruned, blocks of {size}, {selector}" + (f", over {tokens:,} tokens" if tokens else "")
+    group = [row for row in rows if _key(row) == key and row["tokens"] > tokens]
+    size, share, selector, forward, _ = key
+    name = f"mark: ≥ {share:.0%} pruned, blocks of {size}, {selector}, {forward} pass"
+    name += f", over {tokens:,} tokens" if tokens else ""
     wanted = f"Spearman ≥ {spearman}" + (f" and overlap ≥ {overlap}" if overlap else "")
     if not group:
         return f"{name}: {wanted}: not run"
@@ -204,12 +228,13 @@ def main() -> None:
     parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES))
     parser.add_argument("--blocks", nargs="*", type=int, default=list(BLOCKS))
     parser.add_argument("--selectors", nargs="*", default=list(SELECTORS))
+    parser.add_argument("--forwards", nargs="*", default=list(FORWARDS))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no capture after this time")
     arguments = parser.parse_args()
     begun = time.perf_counter()
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.is_file() else []
     traces = arguments.traces or sorted(file.stem for file in arguments.folder.glob("*.json"))
-    wanted = list(settings(traces, arguments.shares, arguments.blocks, arguments.selectors))
+    wanted = list(settings(traces, arguments.shares, arguments.blocks, arguments.selectors, arguments.forwards))
     if any(not done(rows, setting, arguments.model) for setting in wanted) and arguments.seconds > 0:
         lm = ag.load_model(arguments.model)
         files = {trace: arguments.folder / f"{trace}.json" for trace in traces}
