@@ -36,9 +36,12 @@ class StreamConfig:
         Key blocks kept per query block and head, the forced ones (sink, own, previous) included;
         at least 3, at most the prompt's number of blocks, or ``"all"`` for no pruning, or ``"auto"`` for the smallest
         budget at which the next `n_match` tokens are the dense model's (see `attngraph.capture.budget`).
+    first_layers, first_budget
+        The first so many layers keep `first_budget` blocks, where that is more than `budget`: there, heads attend to
+        almost everything evenly, and the rest of the model builds on it (docs/method.md). 0 layers for none.
     allocation
-        ``"uniform"``: every row keeps `budget` blocks. ``"mass"``: every row keeps the fewest blocks that hold
-        `mass_threshold` of its mass among the candidates, at most `budget` and never fewer than the forced ones.
+        ``"uniform"``: every row keeps as many as its budget. ``"mass"``: every row keeps the fewest blocks that hold
+        `mass_threshold` of its mass among the candidates, at most its budget and never fewer than the forced ones.
     mass_threshold
         Share of a row's mass, above 0 and below 1; for ``allocation="mass"`` alone.
     targets
@@ -79,6 +82,8 @@ class StreamConfig:
 
     block_size: int = 16
     budget: BudgetSetting = 8
+    first_layers: int = 1
+    first_budget: int = 32
     allocation: Allocation = "uniform"
     mass_threshold: float = 0.9
     targets: tuple[str, ...] = ("output",)
@@ -118,6 +123,8 @@ class StreamConfig:
         _check_targets(self.targets)
         object.__setattr__(self, "targets", tuple(self.targets))
         for name, least in (
+            ("first_layers", 0),
+            ("first_budget", FORCED_BLOCKS),
             ("representatives", 1),
             ("candidates", 1),
             ("start_nodes", 1),
@@ -155,6 +162,11 @@ class StreamConfig:
                 f"{self.block_size}); give {FORCED_BLOCKS} to {blocks}, or 'all'."
             )
         return self.budget
+
+    def layer_budget(self, layer: int, tokens: int) -> int:
+        """The budget of a layer, from 0, as a number of blocks; checked as in `budget_for`."""
+        budget = self.budget_for(tokens)
+        return max(budget, min(self.first_budget, self.blocks(tokens))) if layer < self.first_layers else budget
 
 
 def _check_targets(targets: Sequence[str]) -> None:

@@ -86,7 +86,7 @@ def write_random_run(
     """
     tokens = blocks * block_size - 3
     positions = np.array([tokens - 1] if targets is None else targets, dtype=np.int64)
-    config = StreamConfig(block_size=block_size, budget=budget)
+    config = StreamConfig(block_size=block_size, budget=budget, first_layers=0)
     prompt = PromptInfo(
         tokens=tokens,
         blocks=blocks,

@@ -1,7 +1,7 @@
 """What a capture will hold and write, computed before it runs.
 
-1. **Edges** are counted exactly: a query block keeps `budget` of the blocks that are visible to it, or all of them
-   where there are fewer, in every head of every layer; a target keeps as many as the block it lies in.
+1. **Edges** are counted exactly: a query block keeps its layer's budget of the blocks that are visible to it, or all
+   of them where there are fewer, in every head of every layer; a target keeps as many as the block it lies in.
 2. **Bytes on disk** are rows times the bytes per row of each table, as measured on real runs (docs/benchmarks.md).
 3. **Peak memory** is that of the moment that needs most. The weights, the libraries, the residual stream and the edges
    of the layer that is being written are there always; beside them the MLP, the attention (q, k, v, the pyramid, one
@@ -97,10 +97,15 @@ def target_edge_count(shape: Shape, tokens: int, config: StreamConfig, targets: 
 
 
 def _kept(shape: Shape, tokens: int, config: StreamConfig, blocks: Sequence[int]) -> list[int]:
-    budget = config.budget_for(tokens)
-    grids = [BlockGrid(tokens, config.block_size, window) for window in shape.windows]
-    of = {grid: shape.heads * sum(min(budget, grid.available(block)) for block in blocks) for grid in set(grids)}
-    return [of[grid] for grid in grids]
+    layers = [
+        (BlockGrid(tokens, config.block_size, window), config.layer_budget(layer, tokens))
+        for layer, window in enumerate(shape.windows)
+    ]
+    of = {
+        (grid, budget): shape.heads * sum(min(budget, grid.available(block)) for block in blocks)
+        for grid, budget in set(layers)
+    }
+    return [of[layer] for layer in layers]
 
 
 def run_bytes(shape: Shape, tokens: int, config: StreamConfig, targets: Sequence[int]) -> int:
@@ -163,7 +168,7 @@ def _attention(shape: Shape, tokens: int, config: StreamConfig, targets: int) ->
     queries = (config.query_representatives or size // 2) / size
     features = 2 * config.representatives / size
     search = tokens * (group * d * (1 + 2 * 2 * queries) + d * (2 + 2 * 2 * features))
-    budget = config.budget_for(tokens)
+    budget = config.layer_budget(0, tokens)
     width = min(config.candidates * budget, config.blocks(tokens)) * size
     chunk = group * SEARCH_BLOCKS * width * (d + 2 * size)
     rows = targets * shape.heads * (d + 4 * budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,13 @@ class SparseAttention:
             k,
             v,
             grid,
-            selector_for(self.config, grid, self.targets, estimate=self.record is not None and dense is None),
+            selector_for(
+                self.config,
+                grid,
+                self.targets,
+                layer=cast(int, module.layer_idx),
+                estimate=self.record is not None and dense is None,
+            ),
             scale=scale,
             softmax=softmax,
             value_norm=value_norms(v, output_gram(module, len(q))) if self.record else None,
@@ -89,9 +96,11 @@ def _unaudited(attended: Attended) -> Attended:
     return attended._replace(kept_mass=blank, target_kept_mass=target_blank)
 
 
-def selector_for(config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, estimate: bool = False) -> Selector:
+def selector_for(
+    config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, layer: int, estimate: bool = False
+) -> Selector:
     """The kernel's selector for these settings; with `estimate`, rows that are not audited are estimated."""
-    budget = config.budget_for(grid.tokens)
+    budget = config.layer_budget(layer, grid.tokens)
     mass_threshold = config.mass_threshold if config.allocation == "mass" else None
     exact_blocks = frozenset(target // grid.size for target in targets)
     if len(exact_blocks) > EXACT_TARGET_BLOCKS:

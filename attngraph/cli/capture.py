@@ -13,6 +13,8 @@ from attngraph.cli.options import (
     AllocationOption,
     BlockSize,
     Budget,
+    FirstBudget,
+    FirstLayers,
     Json,
     MassThreshold,
     Model,
@@ -91,6 +93,8 @@ def capture(
             show_default="output",
         ),
     ] = None,
+    first_layers: FirstLayers = 1,
+    first_budget: FirstBudget = 32,
     n_match: NMatch = "2",
     allocation: AllocationOption = "uniform",
     mass_threshold: MassThreshold = 0.9,
@@ -111,7 +115,19 @@ def capture(
     Example: attngraph capture --model smollm2-135m --task multikey --option distractors=8 --store runs
     """
     wanted = target or ("output",)
-    config = config_of(block_size, budget, n_match, selector, audit, forward, allocation, mass_threshold, wanted)
+    config = config_of(
+        block_size,
+        budget,
+        n_match,
+        selector,
+        audit,
+        forward,
+        allocation,
+        mass_threshold,
+        wanted,
+        first_layers=first_layers,
+        first_budget=first_budget,
+    )
     if [task, prompt, text, trace].count(None) != 3:
         raise ConfigError("Give exactly one of --task NAME, --prompt FILE.json, --text FILE.txt and --trace FILE.json.")
     if option and (prompt or text):

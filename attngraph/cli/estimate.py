@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import attngraph as ag
-from attngraph.cli.options import AllocationOption, BlockSize, Budget, Json, Model, NMatch, config_of
+from attngraph.cli.options import (
+    AllocationOption,
+    BlockSize,
+    Budget,
+    FirstBudget,
+    FirstLayers,
+    Json,
+    Model,
+    NMatch,
+    config_of,
+)
 from attngraph.cli.output import print_json, print_screen, size
 
 if TYPE_CHECKING:
@@ -22,6 +32,8 @@ def estimate(
     block_size: BlockSize = 16,
     budget: Budget = "8",
     targets: Annotated[int, typer.Option(help="Number of target tokens, the last ones.", min=1)] = 1,
+    first_layers: FirstLayers = 1,
+    first_budget: FirstBudget = 32,
     n_match: NMatch = "2",
     allocation: AllocationOption = "uniform",
     store: Annotated[Path, typer.Option(help="Store whose earlier runs tell the seconds.")] = Path("runs"),
@@ -33,7 +45,9 @@ def estimate(
 
     Example: attngraph estimate --model smollm2-135m --length 32768
     """
-    config = config_of(block_size, budget, n_match, allocation=allocation)
+    config = config_of(
+        block_size, budget, n_match, allocation=allocation, first_layers=first_layers, first_budget=first_budget
+    )
     config.budget_for(length)
     found = ag.estimate(model, length, config, targets=targets, store=store if store.is_dir() else None)
     if json:

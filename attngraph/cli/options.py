@@ -52,6 +52,10 @@ Budget = Annotated[
     str,
     typer.Option(help="Key blocks kept per query block and head, all, or auto: the fewest that keep the next tokens."),
 ]
+FirstLayers = Annotated[
+    int, typer.Option(help="The first so many layers keep --first-budget blocks, if that is more.", min=0)
+]
+FirstBudget = Annotated[int, typer.Option(help="Key blocks kept in the first layers.", min=3)]
 NMatch = Annotated[
     str,
     typer.Option(help="Next tokens compared with the dense model, or answer: as many as it has; 0 skips this."),
@@ -85,11 +89,16 @@ def config_of(
     allocation: str = "uniform",
     mass_threshold: float = 0.9,
     targets: Sequence[str] = ("output",),
+    *,
+    first_layers: int = 1,
+    first_budget: int = 32,
 ) -> StreamConfig:
     """The capture's settings from what was typed."""
     return StreamConfig(
         block_size=block_size,
         budget=cast(BudgetSetting, number_or_word("budget", budget, "blocks", get_args(BudgetWord))),
+        first_layers=first_layers,
+        first_budget=first_budget,
         n_match=cast(MatchSetting, number_or_word("n_match", n_match, "tokens", get_args(MatchWord))),
         selector=cast(Selector, selector),
         audit=cast(Audit, audit),

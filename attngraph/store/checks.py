@@ -172,7 +172,8 @@ def _kept_rows(
     """Problems of a table with one row for each head and each of the `known` (ascending) values of column `name`."""
     heads = manifest.model.heads
     yield from _outside_one(columns, "kept_mass")
-    yield from _count(f"kept above the budget of {manifest.budget}", columns["kept"] > manifest.budget)
+    most = manifest.most_kept
+    yield from _count(f"kept above the budget of {most}", columns["kept"] > most)
     if audited:
         yield from _count(f"kept_mass null with audit={manifest.config.audit!r}", np.isnan(columns["kept_mass"]))
     ranges = list(_out_of_range(columns, {"head": heads}))

@@ -7,6 +7,7 @@ major version.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +15,11 @@ import msgspec
 
 from attngraph.config import StreamConfig
 from attngraph.errors import IntegrityError, RunNotFoundError, StoreError
-from attngraph.store.schema import FORMAT, SCHEMA_VERSION, Table, tables_of
+from attngraph.store.schema import FORMAT, SCHEMA_VERSION, Table, is_older, tables_of
 
 MANIFEST_FILE = "run.json"
+FIRST_LAYERS_SINCE = "1.2.0"
+"""Schema version from which on first layers could keep more than others."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,11 +203,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def budget(self) -> int:
-        """Key blocks kept per row at most: as configured, all blocks of the prompt, or what was found."""
+        """Key blocks kept per row: as configured, all blocks of the prompt, or what was found."""
         if self.found_budget is not None:
             return self.found_budget.blocks
         budget = self.config.budget
         return budget if isinstance(budget, int) else self.prompt.blocks
+
+    @property
+    def most_kept(self) -> int:
+        """Key blocks kept per row at most: those of the first layers, if these keep more."""
+        return replace(self.config, budget=self.budget).layer_budget(0, self.prompt.tokens)
 
     @property
     def tables(self) -> dict[str, Table]:
@@ -251,9 +259,12 @@ def decode_manifest(document: bytes, source: Path) -> Manifest:
     try:
         header = msgspec.json.decode(document, type=_Header)
         _check_version(header, source)
-        return msgspec.json.decode(document, type=Manifest)
+        manifest = msgspec.json.decode(document, type=Manifest)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{source} isn't a manifest: {error}. The run is damaged; capture it again.") from error
+    if is_older(header.schema_version, FIRST_LAYERS_SINCE):
+        manifest = msgspec.structs.replace(manifest, config=replace(manifest.config, first_layers=0))
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:

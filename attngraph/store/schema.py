@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = "1.1.0"
+SCHEMA_VERSION = "1.2.0"
 FORMAT = "attngraph-run"
 METADATA_KEY = b"attngraph"
 ROW_GROUP_LIMIT = 64 * 1024 * 1024
@@ -246,7 +246,12 @@ TABLES: dict[str, Table] = {
 
 def tables_of(version: str) -> dict[str, Table]:
     """The tables of a run that was written with schema `version`: those that came later are missing from it."""
-    return {name: table for name, table in TABLES.items() if _numbers(table.since) <= _numbers(version)}
+    return {name: table for name, table in TABLES.items() if not is_older(version, table.since)}
+
+
+def is_older(version: str, than: str) -> bool:
+    """Whether a schema version came before another."""
+    return _numbers(version) < _numbers(than)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

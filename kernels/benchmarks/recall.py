@@ -20,7 +20,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Recall:
         self.sums: dict[tuple[str, str], list[Found]] = defaultdict(list)
 
     def __call__(
-        self, _: nn.Module, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, softmax: Softmax
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, softmax: Softmax
     ) -> Tensor:
         for config in self.settings:
             grid = BlockGrid(q.shape[1], config.block_size, window)
@@ -97,7 +97,7 @@ class Recall:
             self.sums[name(config), "exact"].append(found(best, mass, forced, needle))
             searches = {selector: replace(config, selector=selector, exact_tail=0) for selector in SELECTORS}
             for selector, search in {CAPTURED: config, **searches}.items():
-                chosen = selector_for(search, grid, ())
+                chosen = selector_for(search, grid, (), layer=cast(int, module.layer_idx))
                 blocks = select(q, k, grid, chosen, scale=scale, softmax=softmax).blocks[:, rows]
                 self.sums[name(config), selector].append(found(blocks, mass, forced, needle))
         grid = BlockGrid(q.shape[1], 16, window)
@@ -147,7 +147,11 @@ def answers(lm: ag.LanguageModel, prompt: ag.Prompt, configs: list[ag.StreamConf
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    configs = [ag.StreamConfig(block_size=int(b), budget=int(k)) for b, k in (s.split("x") for s in arguments.settings)]
+    # One budget for all layers: what is compared is how well it is used.
+    configs = [
+        ag.StreamConfig(block_size=int(b), budget=int(k), first_layers=0)
+        for b, k in (s.split("x") for s in arguments.settings)
+    ]
     for model in arguments.models:
         lm = ag.load_model(model)
         for haystack in arguments.haystacks:

@@ -21,7 +21,7 @@ COLUMNS = ["layer", "head", "key_block", "query_block", "target"]
 def captured(tmp_path_factory: pytest.TempPathFactory) -> tuple[ag.LanguageModel, ag.Run]:
     lm = tiny("Qwen3", tokenizer=word_tokenizer())
     prompt = random_prompt(203, spans=[("needle", 64, 72), ("question", 190, 203)], answer="w5")
-    config = ag.StreamConfig(block_size=8, budget=6)
+    config = ag.StreamConfig(block_size=8, budget=6, first_layers=0)
     return lm, ag.capture(lm, prompt, config, store=tmp_path_factory.mktemp("store"), progress=False)
 
 

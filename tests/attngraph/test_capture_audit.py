@@ -18,8 +18,8 @@ BLOCKS = 26
 
 def config(audit: str, budget: int | str = 4, **settings) -> ag.StreamConfig:
     # No exact tail and few start nodes, so that most rows go through the descent.
-    settings = {"block_size": SIZE, "n_match": 0, "candidates": 1, "start_nodes": 4, "exact_tail": 0} | settings
-    return ag.StreamConfig(budget=budget, audit=audit, **settings)
+    given = {"block_size": SIZE, "first_layers": 0, "n_match": 0, "candidates": 1, "start_nodes": 4, "exact_tail": 0}
+    return ag.StreamConfig(budget=budget, audit=audit, **given | settings)
 
 
 def capture(kind: str, settings: ag.StreamConfig, store) -> ag.Run:

@@ -22,7 +22,7 @@ from tests.attngraph.tiny_models import random_prompt, tiny, word_tokenizer, wor
 
 TOKENS = 150
 BLOCKS = 19
-AUTO = ag.StreamConfig(block_size=8, budget="auto", exact_tail=0)
+AUTO = ag.StreamConfig(block_size=8, budget="auto", first_layers=0, exact_tail=0)
 
 
 @given(st.integers(1, 8), st.integers(0, 300), st.integers(0, 300), st.integers(1, 20))

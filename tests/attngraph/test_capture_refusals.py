@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from attngraph.capture.sparse import SparseAttention
 from attngraph.errors import AttngraphError, ConfigError, PromptError, StoreError, UnsupportedModelError
 from tests.attngraph.tiny_models import SMALL, dense, hook_count, random_prompt, tiny, tiny_model
 
-CONFIG = ag.StreamConfig(block_size=8, budget=3)
+CONFIG = ag.StreamConfig(block_size=8, budget=3, first_layers=0)
 
 
 @contextmanager
@@ -75,6 +76,22 @@ def test_a_budget_under_the_forced_blocks(budget) -> None:
 def test_a_block_size_that_is_not_allowed(size: int) -> None:
     with pytest.raises(ConfigError, match=rf"block_size={size} is not one of 8, 16, 32, 64, 128"):
         ag.StreamConfig(block_size=size)
+
+
+@pytest.mark.parametrize("setting", [{"first_layers": -1}, {"first_layers": 1.5}, {"first_budget": 2}])
+def test_first_layers_that_make_no_sense(setting) -> None:
+    ((name, value),) = setting.items()
+    least = 3 if name == "first_budget" else 0
+    with pytest.raises(ConfigError, match=rf"{name}={value!r} must be a whole number of at least {least}"):
+        ag.StreamConfig(**setting)
+
+
+def test_the_first_layers_keep_more_unless_the_budget_is_more() -> None:
+    config = ag.StreamConfig(block_size=8, budget=5, first_layers=2, first_budget=9)
+    assert [config.layer_budget(layer, 800) for layer in range(4)] == [9, 9, 5, 5]
+    assert config.layer_budget(0, 48) == 6  # all blocks
+    assert replace(config, budget=12).layer_budget(0, 800) == 12
+    assert replace(config, budget="all").layer_budget(1, 800) == 100
 
 
 def test_a_store_where_a_file_is_in_the_way(tmp_path) -> None:

@@ -34,7 +34,8 @@ KINDS = ("Llama", "Qwen2", "Gemma3Text", "Gemma2", "GptOss", "GPTNeoX", "GPT2")
 def captured(kind: str, folder: Any, *, budget: int | str = 4, **settings: Any) -> tuple[ag.LanguageModel, ag.Run]:
     lm = tiny(kind, tokenizer=word_tokenizer())
     # One target in the middle of the prompt, and a few tokens before the end of it.
-    config = ag.StreamConfig(block_size=SIZE, budget=budget, targets=("token:99", "output"), exact_tail=0, **settings)
+    given = {"block_size": SIZE, "first_layers": 0, "targets": ("token:99", "output"), "exact_tail": 0}
+    config = ag.StreamConfig(budget=budget, **given | settings)
     prompt = random_prompt(TOKENS, spans=[("needle", 40, 50)], answer=f"w{ANSWER}")
     return lm, ag.capture(lm, prompt, config, store=folder, progress=False)
 

@@ -28,21 +28,32 @@ SPANS = [("sink", 0, 1), ("needle", 33, 61), ("question", 180, 203), ("needle", 
 
 def sparse(budget: int | str = 3, **settings) -> ag.StreamConfig:
     # No exact tail and few start nodes, so that most rows go through the descent, over several levels.
-    settings = {"block_size": SIZE, "n_match": 0, "candidates": 1, "start_nodes": 4, "exact_tail": 0} | settings
-    return ag.StreamConfig(budget=budget, **settings)
+    given = {"block_size": SIZE, "first_layers": 0, "n_match": 0, "candidates": 1, "start_nodes": 4, "exact_tail": 0}
+    return ag.StreamConfig(budget=budget, **given | settings)
 
 
 @pytest.mark.parametrize("kind", FEW)
 @pytest.mark.parametrize(
-    "config", [sparse(), sparse(5), sparse("all"), sparse(4, selector="exact"), ag.StreamConfig(n_match=0)]
+    "config",
+    [
+        sparse(),
+        sparse(5),
+        sparse("all"),
+        sparse(4, selector="exact"),
+        sparse(4, first_layers=1, first_budget=9),
+        sparse(9, first_layers=2, first_budget=4),
+        ag.StreamConfig(n_match=0),
+    ],
 )
 def test_counts_and_sums_of_a_sparse_run(kind: str, config: ag.StreamConfig, tmp_path) -> None:
     lm, prompt = tiny(kind), random_prompt(TOKENS, spans=SPANS)
     run = ag.capture(lm, prompt, config, store=tmp_path, progress=False)
     assert ag.verify_run(run.path).problems == ()
     heads, size = lm.model.config.num_attention_heads, config.block_size
-    budget = config.budget_for(TOKENS)
-    kept = [[min(budget, n) for n in available(TOKENS, size, window)] for window in windows(lm)]
+    kept = [
+        [min(config.layer_budget(layer, TOKENS), n) for n in available(TOKENS, size, window)]
+        for layer, window in enumerate(windows(lm))
+    ]
     assert run.cost.edges == run.edges().collect().height == heads * sum(map(sum, kept))
     rows = run.rows().sort("layer", "query_block", "head").collect()
     assert rows["kept"].to_list() == [n for layer in kept for n in layer for _ in range(heads)]

@@ -37,8 +37,8 @@ REASONING = Path(os.environ.get("ATTNGRAPH_REASONING", Path(__file__).parents[3]
 
 
 def sparse(budget: int | str = 5, **changes) -> ag.StreamConfig:
-    settings = {"block_size": SIZE, "n_match": 0, "exact_tail": 0, "start_nodes": 4, "candidates": 2} | changes
-    return ag.StreamConfig(budget=budget, **settings)
+    given = {"block_size": SIZE, "first_layers": 0, "n_match": 0, "exact_tail": 0, "start_nodes": 4, "candidates": 2}
+    return ag.StreamConfig(budget=budget, **given | changes)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -104,8 +104,8 @@ def test_targets_make_another_task(tmp_path) -> None:
 def test_blocks_of_few_targets_are_exact_and_those_of_many_are_searched() -> None:
     grid, config = BlockGrid(16 * 200, 16), ag.StreamConfig()
     few = range(16 * 100, 16 * (100 + EXACT_TARGET_BLOCKS))
-    assert selector_for(config, grid, few).exact_blocks == set(range(100, 100 + EXACT_TARGET_BLOCKS))
-    assert selector_for(config, grid, range(16 * 99, few.stop)).exact_blocks == frozenset()
+    assert selector_for(config, grid, few, layer=0).exact_blocks == set(range(100, 100 + EXACT_TARGET_BLOCKS))
+    assert selector_for(config, grid, range(16 * 99, few.stop), layer=0).exact_blocks == frozenset()
 
 
 def test_graph_questions_about_one_target_and_about_a_span_of_them(tmp_path) -> None:

@@ -30,7 +30,7 @@ from tests.attngraph.tiny_models import (
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 TOKENS, SIZE, BUDGET = 187, 8, 4
 # No exact tail and few start nodes, so that most rows go through the descent, over several levels.
-SEARCH = {"block_size": SIZE, "budget": BUDGET, "candidates": 1, "start_nodes": 4, "exact_tail": 0}
+SEARCH = {"block_size": SIZE, "budget": BUDGET, "first_layers": 0, "candidates": 1, "start_nodes": 4, "exact_tail": 0}
 
 
 def test_the_documents_table_is_the_one_of_these_tests() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from attngraph.config import StreamConfig
 from attngraph.errors import ConfigError, IntegrityError, RunNotFoundError, StoreError
 from attngraph.graph import completeness
 from attngraph.store import TABLES, BudgetProbe, FoundBudget, RunWriter, open_run, open_store
@@ -261,7 +262,7 @@ def test_versions_are_compatible_within_a_major_one(copy, run):
     edit_manifest(copy, schema_version="1.9.0", something_new={"a": 1})
     assert open_run(copy, verify="full").manifest.cost == run.cost
     edit_manifest(copy, schema_version="2.0.0", format="attngraph-run")
-    with pytest.raises(StoreError, match=r"schema version 2\.0\.0, this attngraph reads 1\.1\.0: update attngraph"):
+    with pytest.raises(StoreError, match=r"schema version 2\.0\.0, this attngraph reads 1\.2\.0: update attngraph"):
         open_run(copy)
 
 
@@ -276,6 +277,18 @@ def test_runs_from_before_targets_were_audited_are_read_without_their_rows(copy,
     assert old.target_rows().collect().is_empty()
     assert completeness(old.graph()) == (None, None, ())
     np.testing.assert_array_equal(old.graph().transition(1).probability, run.graph().transition(1).probability)
+
+
+def test_runs_from_before_first_layers_kept_more_kept_the_same_in_all(copy):
+    config = json.loads((copy / "run.json").read_bytes())["config"]
+    config = {name: value for name, value in config.items() if not name.startswith("first_")}
+    edit_manifest(copy, config=config, schema_version="1.1.0")
+    old = open_run(copy, verify="full").manifest
+    assert (old.config.first_layers, old.most_kept) == (0, old.budget)
+    edit_manifest(copy, config=config, schema_version="1.2.0")
+    now = open_run(copy).manifest
+    assert now.config.first_layers == StreamConfig().first_layers
+    assert now.most_kept == now.prompt.blocks
 
 
 def test_kept_masses_come_by_head_and_node(run):

@@ -1,26 +1,27 @@
 """How few blocks keep the next two tokens, and how few the whole answer? Needle prompts, both bundled models.
 
 Run: python tests/benchmarks/budgets.py --rows FILE.jsonl [--length 8192] [--seeds 10] [--models …] [--selectors …]
+         [--first-layers 1] [--default-only]
 
 For every prompt the dense model is read once, and the pruned one once per budget; one pass tells both criteria. So a
 prompt's row holds what ``budget="auto"`` finds with ``n_match=2`` and with ``n_match="answer"`` (the same search, less
 the captured pass that confirms it, and not beyond `MOST` blocks), and what becomes of the answer at the default budget.
-With exact selection, to compare with, there is the default budget alone. Rows are appended to FILE as they are
-measured, and what it holds isn't measured again: the command goes on where it was stopped, and prints the summary of
-all that is there.
+With exact selection, to compare with, there is the default budget alone, and so with --default-only. Rows are appended
+to FILE as they are measured, and what it holds isn't measured again: the command goes on where it was stopped, and
+prints the summary of all that is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -35,8 +36,10 @@ from attngraph.config import FORCED_BLOCKS
 from attngraph.models.structure import text_config
 
 MODELS = ("smollm2-135m", "gemma3-270m")
-HAYSTACKS = ("noise", "varied")
+HAYSTACKS: tuple[Literal["noise", "varied"], ...] = ("noise", "varied")
 SELECTORS = ("stream", "exact")
+NAMES = ("model", "selector", "first_layers", "length", "seed", "haystack")
+"""What tells rows apart, and whether a search was made."""
 CRITERIA = {"two tokens": 2, "whole answer": None}
 """What is kept: so many tokens, or as many as the answer has."""
 MARKS = {"two tokens": 0.97, "whole answer": 0.965}
@@ -74,9 +77,9 @@ def searched(lm: ag.LanguageModel, prompt: ag.Prompt, config: ag.StreamConfig) -
     """The budget found by either criterion, and all passes on the way, that of the default budget first."""
     answer = prompt.answer_token_ids(lm.tokenizer)
 
-    def dense(following: tuple[int, ...]) -> Tensor:
+    def dense(following: Sequence[int]) -> Tensor:
         with replaced_attention(lm.model, streamed_attention):
-            return logits_after(lm.model, prompt.token_ids, following)
+            return logits_after(lm.model, prompt.token_ids, tuple(following))
 
     reference = dense_reference(dense, len(answer), answer)
     read = tokens_to_read(reference, answer)
@@ -106,39 +109,39 @@ def searched(lm: ag.LanguageModel, prompt: ag.Prompt, config: ag.StreamConfig) -
 def compared(lm: ag.LanguageModel, prompt: ag.Prompt, config: ag.StreamConfig) -> dict[str, Any]:
     """The answer's tokens that are still said at the default budget, teacher-forced."""
     answer = prompt.answer_token_ids(lm.tokenizer)
-    logits, _ = pruned_logits(lm, prompt, tuple(answer[:-1]), config)
-    return {"answer_kept": agreeing(logits.argmax(dim=-1).tolist(), answer)}
+    logits, share = pruned_logits(lm, prompt, tuple(answer[:-1]), config)
+    return {"answer_kept": agreeing(logits.argmax(dim=-1).tolist(), answer), "pruned": share}
 
 
 def all_rows(given: argparse.Namespace, known: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    names = ("model", "selector", "length", "seed", "haystack")
     for model in given.models:
         lm = ag.load_model(model)
-        for case in product([model], given.selectors, [given.length], range(given.seeds), HAYSTACKS):
-            if case in known:
+        for selector, seed, haystack in product(given.selectors, range(given.seeds), HAYSTACKS):
+            measure = compared if given.default_only or selector == "exact" else searched
+            case = (model, selector, given.first_layers, given.length, seed, haystack)
+            if (*case, measure is searched) in known:
                 continue
-            _, selector, length, seed, haystack = case
-            prompt = ag.tasks.needle(lm.tokenizer, length=length, haystack=haystack, seed=seed)
-            config = ag.StreamConfig(selector=selector)
-            measure = searched if selector == "stream" else compared
+            prompt = ag.tasks.needle(lm.tokenizer, length=given.length, haystack=haystack, seed=seed)
+            config = ag.StreamConfig(selector=selector, first_layers=given.first_layers)
             with kept_heap():
                 found = measure(lm, prompt, config)
             answer = len(prompt.answer_token_ids(lm.tokenizer))
-            yield dict(zip(names, case, strict=True)) | {"tokens": len(prompt), "answer": answer} | found
+            yield dict(zip(NAMES, case, strict=True)) | {"tokens": len(prompt), "answer": answer} | found
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """A line per model and haystack, then the marks over all prompts."""
-    search = [row for row in rows if row["selector"] == "stream"]
+    stream = [row for row in rows if row["selector"] == "stream"]
+    search = [row for row in stream if "found" in row]
     exact = [row for row in rows if row["selector"] == "exact"]
     titles = [f"{name}: budget | pruned" for name in CRITERIA]
     yield f"| model | haystack | dense says it | {' | '.join(titles)} | kept at the default | with exact selection |"
     yield "|---" * 9 + "|"
-    for place in sorted({_place(row) for row in search}, reverse=True):
-        cells = _cells([row for row in search if _place(row) == place], [row for row in exact if _place(row) == place])
+    for place in sorted({_place(row) for row in stream}, reverse=True):
+        cells = _cells(*([row for row in group if _place(row) == place] for group in (search, stream, exact)))
         yield f"| {' | '.join([*place, *cells])} |"
     yield ""
-    for name, mark in MARKS.items():
+    for name, mark in MARKS.items() if search else ():
         within = sum(row["found"][name] is not None for row in search)
         share = median(_shares(search, name))
         met = "met" if share >= mark else "missed"
@@ -146,26 +149,29 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"{name}: {share:.2%} pruned at the median (mark {mark:.1%}: {met}), "
             f"{len(search) - within} of {len(search)} need more than {MOST} blocks"
         )
-    kept = sum(_whole(row) for row in search)
-    met = "met" if kept >= WHOLE_ANSWERS * len(search) else "missed"
-    yield f"default budget: whole answer in {kept} of {len(search)} (mark {WHOLE_ANSWERS:.0%}: {met})"
+    whole = [_whole(row) for row in stream]
+    met = "met" if sum(whole) >= WHOLE_ANSWERS * len(whole) else "missed"
+    yield f"default budget: whole answer in {sum(whole)} of {len(whole)} (mark {WHOLE_ANSWERS:.0%}: {met})"
 
 
 def _place(row: dict[str, Any]) -> tuple[str, str]:
     return row["model"], row["haystack"]
 
 
-def _cells(search: list[dict[str, Any]], exact: list[dict[str, Any]]) -> Iterator[str]:
+def _cells(search: list[dict[str, Any]], stream: list[dict[str, Any]], exact: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{sum(row['dense_kept'] == row['answer'] for row in search)} of {len(search)}"
     for name in CRITERIA:
+        if not search:
+            yield from ("", "")
+            continue
         budgets = sorted(row["found"][name] or inf for row in search)
         middle, least, most = (
             f"over {MOST}" if x == inf else f"{x:g}" for x in (median(budgets), budgets[0], budgets[-1])
         )
         yield f"{middle} ({least} to {most})"
         yield f"{median(_shares(search, name)):.2%}"
-    yield f"{sum(map(_whole, search))} of {len(search)}"
-    yield f"{sum(row['answer_kept'] == row['answer'] for row in exact)} of {len(exact)}"
+    for group in (stream, exact):
+        yield f"{sum(map(_whole, group))} of {len(group)}"
 
 
 def _shares(rows: list[dict[str, Any]], name: str) -> list[float]:
@@ -174,7 +180,8 @@ def _shares(rows: list[dict[str, Any]], name: str) -> list[float]:
 
 
 def _whole(row: dict[str, Any]) -> bool:
-    return bool(row["passes"][0]["answer_kept"] == row["answer"])
+    kept = row["passes"][0]["answer_kept"] if "passes" in row else row["answer_kept"]
+    return bool(kept == row["answer"])
 
 
 def main() -> None:
@@ -184,14 +191,18 @@ def main() -> None:
     parser.add_argument("--selectors", nargs="+", choices=SELECTORS, default=list(SELECTORS))
     parser.add_argument("--length", type=int, default=8_192)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-layers", type=int, default=ag.StreamConfig().first_layers)
+    parser.add_argument("--default-only", action="store_true", help="no search, the default budget alone")
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
-    known = {(row["model"], row["selector"], row["length"], row["seed"], row["haystack"]) for row in rows}
+    known = {(*(row[name] for name in NAMES), "found" in row) for row in rows}
     for row in all_rows(given, known):
         rows.append(row)
         with given.rows.open("a") as file:
             print(json.dumps(row), file=file)
-    print("\n".join(summary(rows)))
+    for first in sorted({row["first_layers"] for row in rows}):
+        print(f"\nfirst_layers={first}:\n")
+        print("\n".join(summary([row for row in rows if row["first_layers"] == first])))
 
 
 if __name__ == "__main__":
