@@ -204,17 +204,25 @@ _FACTS: dict[str, Any] = {
 }
 
 
+_MATCHED = ("next_tokens_match", "kl", "answer_tokens", "answer_tokens_kept", "dense_answer_tokens_kept")
+"""Those that the fidelity tells."""
+
+
 def _facts(run: Run) -> dict[str, Any]:
     """What a run's manifest says of its prompt, its size, its fidelity and its outcome; None where it says nothing."""
     manifest = run.manifest
     known = {
+        "tokens": manifest.prompt.tokens,
+        "blocks": manifest.prompt.blocks,
         "budget": manifest.budget,
+        "edges": manifest.cost.edges,
         "pruned_causal": manifest.cost.pruned.causal,
         "pruned_visible": manifest.cost.pruned.visible,
     }
-    for part in (manifest.prompt, manifest.cost, manifest.fidelity, manifest.outcome):
-        known |= {name: getattr(part, name) for name in _FACTS if hasattr(part, name)}
-    return {name: known.get(name) for name in _FACTS}
+    # The answers as text are the outcome's; the fidelity's are token ids, and there without an outcome too.
+    said = {name: getattr(manifest.outcome, name) for name in _FACTS if hasattr(manifest.outcome, name)}
+    matched = {name: getattr(manifest.fidelity, name) for name in _MATCHED if manifest.fidelity is not None}
+    return {name: (known | matched | said).get(name) for name in _FACTS}
 
 
 def _whereabouts(run: Run) -> dict[str, Any]:

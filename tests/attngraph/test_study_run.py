@@ -239,3 +239,12 @@ def test_ray_gives_serials_tables_and_survives_a_killed_worker(tiny_folder, tmp_
     ):
         ag.study.run(load(file, engine="ray", store=tmp_path / "refused"))
     assert not list((tmp_path / "refused").glob("run=*"))
+
+
+def test_prompts_without_an_answer_have_none_in_the_table(tiny_folder, tmp_path):
+    tasks = '[[tasks]]\nname = "reasoning"\ntrace = "tank"\n'
+    study = load(study_file(tmp_path, tiny_folder, tasks=tasks, analyses=asks("count")))
+    assert ag.study.run(study).done == 2
+    for row in tables(study)["runs"].to_dicts():
+        assert (row["answer_tokens"], row["expected"], row["dense_answer"], row["success"]) == (None,) * 4
+        assert row["tokens"] > 0 and row["kl"] >= 0
