@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import attngraph as ag
 from attngraph.config import BudgetSetting, Forward, Selector
 from attngraph.errors import GraphError
+from attngraph.models.structure import text_config
 
 SHARES = (0.80, 0.85, 0.90, 0.95, 0.97, 0.985)
 BLOCKS = (8, 16, 32)
@@ -38,6 +39,7 @@ COLUMNS = (
     "share",
     "selector",
     "pass",
+    "first layers",
     "normalise",
     "traces",
     "pruned",
@@ -58,28 +60,47 @@ class Setting(NamedTuple):
     block_size: int
     selector: Selector
     forward: Forward
+    first_layers: int
 
 
 def settings(
     traces: list[str], shares: list[float], blocks: list[int], selectors: list[Selector], forwards: list[Forward]
 ) -> Iterator[Setting]:
     """The reference of a trace first, then all that is compared with it."""
+    first = ag.StreamConfig().first_layers
     for trace in traces:
-        yield Setting(trace, 0.0, 16, "exact", "dense")
+        yield reference_of(trace)
         for share in shares:
             for block_size in blocks:
                 for selector, forward in product(selectors, forwards):
-                    yield Setting(trace, share, block_size, selector, forward)
+                    yield Setting(trace, share, block_size, selector, forward, first)
 
 
-def budget_for(setting: Setting, tokens: int) -> BudgetSetting | None:
+def reference_of(trace: str) -> Setting:
+    return Setting(trace, 0.0, 16, "exact", "dense", 0)
+
+
+def config_of(setting: Setting, budget: BudgetSetting) -> ag.StreamConfig:
+    return ag.StreamConfig(
+        block_size=setting.block_size,
+        budget=budget,
+        first_layers=setting.first_layers,
+        selector=setting.selector,
+        forward=setting.forward,
+        n_match=0,
+    )
+
+
+def budget_for(setting: Setting, tokens: int, layers: int) -> BudgetSetting | None:
     """The greatest budget that prunes at least the share; None where even the forced blocks are more."""
     if not setting.share:
         return "all"
     size, budget = setting.block_size, None
     blocks = -(-tokens // size)
     for candidate in range(3, blocks + 1):
-        kept = sum(min(candidate, block + 1) for block in range(blocks)) * size * size
+        config = config_of(setting, candidate)
+        budgets = [config.layer_budget(layer, tokens) for layer in range(layers)]
+        kept = sum(min(each, block + 1) for block in range(blocks) for each in budgets) * size * size / layers
         if kept > (1 - setting.share) * tokens * (tokens + 1) / 2:
             break
         budget = candidate
@@ -88,12 +109,10 @@ def budget_for(setting: Setting, tokens: int) -> BudgetSetting | None:
 
 def captured(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Path) -> ag.Run | None:
     """The run of a setting, from the store where it has been captured already."""
-    budget = budget_for(setting, len(prompt))
+    budget = budget_for(setting, len(prompt), text_config(lm.model).num_hidden_layers)
     if budget is None:
         return None
-    config = ag.StreamConfig(
-        block_size=setting.block_size, budget=budget, selector=setting.selector, forward=setting.forward, n_match=0
-    )
+    config = config_of(setting, budget)
     for run in ag.open_store(store) if store.is_dir() else ():
         known = run.manifest
         if (known.model.id, known.prompt.sha256, known.config) == (lm.id, prompt.sha256, config):
@@ -122,7 +141,7 @@ def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Pa
         profile = ag.category_profile(found).to_dicts()
         yield {**row, "importance": importance, "profile": profile, "heads": found.receiver_heads}
         return
-    dense = captured(lm, Setting(setting.trace, 0.0, 16, "exact", "dense"), prompt, store)
+    dense = captured(lm, reference_of(setting.trace), prompt, store)
     assert dense is not None, "all blocks are always a budget"
     reference = ag.anchors(dense)
     known = run.rows().select("kept_mass", "kept_mass_estimate").collect()
@@ -159,7 +178,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
         lost = f"{median(dropped):.2f}" if dropped else "–"
         least = min(row["spearman"] for row in group)
         yield (
-            f"| {key[0]} | {key[1]:.3f} | {' | '.join(key[2:])} | {len(group)} | {pruned:.3f} | {rho:.2f} | "
+            f"| {key[0]} | {key[1]:.3f} | {' | '.join(map(str, key[2:]))} | {len(group)} | {pruned:.3f} | {rho:.2f} | "
             f"{least:.2f} | {chance:.2f} | {same:.2f} | {overlap:.2f} | {lost} |"
         )
     for setting, missing in _without_scores(rows):
@@ -171,15 +190,16 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     for share, spearman, overlap, tokens in MARKS:
         for block_size in sorted({row["block_size"] for row in curve}):
-            for how in sorted({(row["selector"], row["forward"]) for row in curve}):
+            for how in sorted({(row["selector"], row["forward"], row["first_layers"]) for row in curve}):
                 yield _mark(curve, (block_size, share, *how, "recorded"), spearman, overlap, tokens)
 
 
 def _without_scores(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
     """Settings that leave no room for a budget, or no head that comes back to a sentence, and the traces."""
     found = {(*_setting(row), row["trace"]) for row in rows if row.get("spearman", 0) is None or row["budget"] is None}
-    for (size, share, selector, forward), group in groupby(sorted(found), key=lambda each: each[:4]):
-        yield f"blocks of {size}, {share:.1%}, {selector}, {forward} pass", [trace for *_, trace in group]
+    for (size, share, selector, forward, first), group in groupby(sorted(found), key=lambda each: each[:5]):
+        setting = f"blocks of {size}, {share:.1%}, {selector}, {forward} pass, first_layers={first}"
+        yield setting, [trace for *_, trace in group]
 
 
 def _reference_lines(row: dict[str, Any]) -> Iterator[str]:
@@ -195,20 +215,20 @@ def _reference_lines(row: dict[str, Any]) -> Iterator[str]:
         yield f"  {each['category']}: {each['sentences']}, percentile {share:.2f}, excess {excess:+.2f}, p {p}"
 
 
-def _setting(row: dict[str, Any]) -> tuple[int, float, str, str]:
-    return row["block_size"], row["share"], row["selector"], row["forward"]
+def _setting(row: dict[str, Any]) -> tuple[int, float, str, str, int]:
+    return row["block_size"], row["share"], row["selector"], row["forward"], row["first_layers"]
 
 
-def _key(row: dict[str, Any]) -> tuple[int, float, str, str, str]:
+def _key(row: dict[str, Any]) -> tuple[int, float, str, str, int, str]:
     return *_setting(row), row["normalise"]
 
 
 def _mark(
-    rows: list[dict[str, Any]], key: tuple[int, float, str, str, str], spearman: float, overlap: float, tokens: int
+    rows: list[dict[str, Any]], key: tuple[int, float, str, str, int, str], spearman: float, overlap: float, tokens: int
 ) -> str:
     group = [row for row in rows if _key(row) == key and row["tokens"] > tokens]
-    size, share, selector, forward, _ = key
-    name = f"mark: ≥ {share:.0%} pruned, blocks of {size}, {selector}, {forward} pass"
+    size, share, selector, forward, first, _ = key
+    name = f"mark: ≥ {share:.0%} pruned, blocks of {size}, {selector}, {forward} pass, first_layers={first}"
     name += f", over {tokens:,} tokens" if tokens else ""
     wanted = f"Spearman ≥ {spearman}" + (f" and overlap ≥ {overlap}" if overlap else "")
     if not group:

@@ -1,7 +1,8 @@
 """Do the edges that the graph points at carry the answer? Needle prompts without them, and with nothing else.
 
 Run: python tests/benchmarks/knockout.py --rows knockout.jsonl [--models smollm2-135m gemma3-270m] [--lengths 2048 4096]
-         [--seeds 0:20] [--edges 30] [--draws 3] [--forward sparse] [--share 0.98] [--stop-after SECONDS]
+         [--seeds 0:20] [--first-layers 1] [--edges 30] [--draws 3] [--forward sparse] [--share 0.98]
+         [--stop-after SECONDS]
 
 Every prompt (varied haystack, depth 0.5) that the rows don't have yet is captured and its row added to the file, seed
 by seed, so that an interrupted run goes on where it was; with --stop-after no further prompt is begun after so many
@@ -28,7 +29,7 @@ from typing import Any
 import attngraph as ag
 
 LOST, LOST_BY_CONTROL = 1.0, 0.2
-KEY = ("model", "length", "seed", "edges", "draws", "forward", "share")
+KEY = ("model", "length", "seed", "first_layers", "edges", "draws", "forward", "share")
 CONTROLS = ("mass_matched", "random", "distance_matched")
 
 
@@ -36,7 +37,8 @@ def measured(lm: ag.LanguageModel, case: dict[str, Any]) -> dict[str, Any]:
     """One prompt, captured and asked."""
     prompt = ag.tasks.needle(lm.tokenizer, length=case["length"], seed=case["seed"], haystack="varied")
     with tempfile.TemporaryDirectory() as store:
-        run = ag.capture(lm, prompt, store=store, progress=False)
+        config = ag.StreamConfig(first_layers=case["first_layers"])
+        run = ag.capture(lm, prompt, config, store=store, progress=False)
         if not run.manifest.outcome.success:
             return {**case, "success": False}
         started = time.perf_counter()
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["smollm2-135m", "gemma3-270m"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 4096])
     parser.add_argument("--seeds", default="0:20", help="FIRST:LAST, the last one not included")
+    parser.add_argument("--first-layers", type=int, default=ag.StreamConfig().first_layers)
     parser.add_argument("--edges", type=int, default=30)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--forward", choices=("sparse", "dense"), default="sparse")
@@ -134,7 +137,7 @@ def main() -> None:
     parser.add_argument("--stop-after", type=float, default=float("inf"))
     given = parser.parse_args()
     first, last = map(int, given.seeds.split(":"))
-    settings = {name: getattr(given, name) for name in ("edges", "draws", "forward", "share")}
+    settings = {name: getattr(given, name) for name in ("first_layers", "edges", "draws", "forward", "share")}
     cases = [
         {"model": model, "length": length, "seed": seed, **settings}
         for length, seed, model in product(given.lengths, range(first, last), given.models)
