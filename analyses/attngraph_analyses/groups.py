@@ -50,7 +50,8 @@ def field_of(manifest: Manifest, name: str) -> str | None:
     if name == "outcome":
         return None if outcome is None else OUTCOMES[0 if outcome.success else 1]
     if name == "config":
-        return f"{config.block_size}×{manifest.budget} {config.selector} {config.forward}"
+        first = f", first {config.first_layers} × {config.first_budget}" if manifest.most_kept > manifest.budget else ""
+        return f"{config.block_size}×{manifest.budget}{first} {config.selector} {config.forward}"
     if name == "model":
         return manifest.model.id
     if name == "task":

@@ -212,6 +212,8 @@ def test_fields_of_a_manifest(runs: list[Run]):
     assert field_of(manifest, "length") == "256"  # 253 tokens
     assert field_of(manifest, "group") == "a"
     assert field_of(manifest, "config.block_size") == "16"
+    more = msgspec.structs.replace(manifest, config=replace(manifest.config, first_layers=1, first_budget=9))
+    assert field_of(more, "config") == "16×6, first 1 × 9 stream sparse"
     assert field_of(manifest, "fidelity.next_tokens_match") == "True"
     assert field_of(manifest, "fidelity.nothing") is None
     assert field_of(manifest, "config.budget_for") is None

@@ -148,6 +148,9 @@ def test_the_command_prints_the_numbers_and_says_by_its_exit_code_whether_they_f
     assert exact["seconds"] == pytest.approx(captured["cost"]["capture_seconds"])
     assert exact["seconds_from"] == captured["id"]
     assert document["fits"] is True and document["seconds"] is None
+    alike = json.loads(command("estimate", *flags, "--first-layers", 0, "--json").stdout)
+    wider = json.loads(command("estimate", *flags, "--first-layers", 2, "--first-budget", 20, "--json").stdout)
+    assert alike["edges"] < document["edges"] and alike["edges"] < wider["edges"]
     table = command("estimate", *flags)
     for text in ("edges ", "on disk", "all patterns", "available", "from run"):
         assert text in table.stdout
