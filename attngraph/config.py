@@ -37,8 +37,9 @@ class StreamConfig:
         at least 3, at most the prompt's number of blocks, or ``"all"`` for no pruning, or ``"auto"`` for the smallest
         budget at which the next `n_match` tokens are the dense model's (see `attngraph.capture.budget`).
     first_layers, first_budget
-        The first so many layers keep `first_budget` blocks, where that is more than `budget`: there, heads attend to
-        almost everything evenly, and the rest of the model builds on it (docs/method.md). 0 layers for none.
+        The first so many layers keep `first_budget` blocks, where that is more than `budget`, unless they have a
+        sliding window: there, heads attend to almost everything evenly, and the rest of the model builds on it
+        (docs/method.md). 0 layers for none.
     allocation
         ``"uniform"``: every row keeps as many as its budget. ``"mass"``: every row keeps the fewest blocks that hold
         `mass_threshold` of its mass among the candidates, at most its budget and never fewer than the forced ones.
@@ -163,10 +164,12 @@ class StreamConfig:
             )
         return self.budget
 
-    def layer_budget(self, layer: int, tokens: int) -> int:
+    def layer_budget(self, layer: int, tokens: int, window: int | None = None) -> int:
         """The budget of a layer, from 0, as a number of blocks; checked as in `budget_for`."""
         budget = self.budget_for(tokens)
-        return max(budget, min(self.first_budget, self.blocks(tokens))) if layer < self.first_layers else budget
+        if layer >= self.first_layers or window is not None:
+            return budget
+        return max(budget, min(self.first_budget, self.blocks(tokens)))
 
 
 def _check_targets(targets: Sequence[str]) -> None:

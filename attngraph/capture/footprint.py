@@ -98,7 +98,7 @@ def target_edge_count(shape: Shape, tokens: int, config: StreamConfig, targets: 
 
 def _kept(shape: Shape, tokens: int, config: StreamConfig, blocks: Sequence[int]) -> list[int]:
     layers = [
-        (BlockGrid(tokens, config.block_size, window), config.layer_budget(layer, tokens))
+        (BlockGrid(tokens, config.block_size, window), config.layer_budget(layer, tokens, window))
         for layer, window in enumerate(shape.windows)
     ]
     of = {
@@ -168,7 +168,7 @@ def _attention(shape: Shape, tokens: int, config: StreamConfig, targets: int) ->
     queries = (config.query_representatives or size // 2) / size
     features = 2 * config.representatives / size
     search = tokens * (group * d * (1 + 2 * 2 * queries) + d * (2 + 2 * 2 * features))
-    budget = config.layer_budget(0, tokens)
+    budget = max(config.layer_budget(layer, tokens, window) for layer, window in enumerate(shape.windows))
     width = min(config.candidates * budget, config.blocks(tokens)) * size
     chunk = group * SEARCH_BLOCKS * width * (d + 2 * size)
     rows = targets * shape.heads * (d + 4 * budget)

@@ -100,7 +100,7 @@ def selector_for(
     config: StreamConfig, grid: BlockGrid, targets: Sequence[int], *, layer: int, estimate: bool = False
 ) -> Selector:
     """The kernel's selector for these settings; with `estimate`, rows that are not audited are estimated."""
-    budget = config.layer_budget(layer, grid.tokens)
+    budget = config.layer_budget(layer, grid.tokens, grid.window)
     mass_threshold = config.mass_threshold if config.allocation == "mass" else None
     exact_blocks = frozenset(target // grid.size for target in targets)
     if len(exact_blocks) > EXACT_TARGET_BLOCKS:

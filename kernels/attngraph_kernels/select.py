@@ -36,13 +36,13 @@ from torch import Tensor
 
 from attngraph_kernels.backend import runs_in_triton
 from attngraph_kernels.blocks import BlockGrid, into_blocks
-from attngraph_kernels.chosen import Chosen, choose_dense, dense_chunks
+from attngraph_kernels.chosen import DENSE_ELEMENTS, Chosen, choose_dense, dense_chunks
 from attngraph_kernels.descent import Descent, Index, centre_index, coreset_index, mean_index
 from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.triton import limits
 
 SEARCH_BLOCKS = 32
-"""Query blocks searched at once."""
+"""Query blocks searched at once, at most."""
 
 
 class Selector(Protocol):
@@ -108,8 +108,10 @@ class Search:
                 continue
             descent = descent or Descent(q, k, grid, self.index(q, k, grid), beam=self.beam, softmax=softmax)
             rows = list(group)
-            for start in range(rows[0], rows[-1] + 1, SEARCH_BLOCKS):
-                stop = min(start + SEARCH_BLOCKS, rows[-1] + 1)
+            # The more candidates, the fewer rows at once: their scores stay within a processor's cache.
+            at_once = max(1, min(SEARCH_BLOCKS, DENSE_ELEMENTS // (len(q) * self.beam * grid.size**2)))
+            for start in range(rows[0], rows[-1] + 1, at_once):
+                stop = min(start + at_once, rows[-1] + 1)
                 yield descent.choose(start, stop, budget, self.mass_threshold)
 
     def _is_dense(self, block: int, grid: BlockGrid) -> bool:

@@ -212,9 +212,9 @@ def coreset_cases(few: bool, tokens: int) -> Iterator[Case]:
 
 def select_cases(few: bool, tokens: int) -> Iterator[Case]:
     """Descent and re-score with the default search, its first layer, its largest budget, and the most nodes at once."""
-    settings = [(16, 8, 512), (16, 32, 512), (32, 32, 512)]
+    settings = [(16, 8, 512), (32, 32, 512)]
     if not few:
-        settings += [(8, 16, 512), (64, 8, 1024), (128, 4, 512)]
+        settings += [(16, 32, 512), (8, 16, 512), (64, 8, 1024), (128, 4, 512)]
     for (width, dtype), (size, budget, nodes) in product(_widths(few), settings):
         grid, represented = BlockGrid(tokens, size), max(1, size // 4)
         name = f"{TYPES[dtype]} d {width} block {size} budget {budget}"

@@ -90,6 +90,7 @@ def test_the_first_layers_keep_more_unless_the_budget_is_more() -> None:
     config = ag.StreamConfig(block_size=8, budget=5, first_layers=2, first_budget=9)
     assert [config.layer_budget(layer, 800) for layer in range(4)] == [9, 9, 5, 5]
     assert config.layer_budget(0, 48) == 6  # all blocks
+    assert config.layer_budget(0, 800, window=100) == 5
     assert replace(config, budget=12).layer_budget(0, 800) == 12
     assert replace(config, budget="all").layer_budget(1, 800) == 100
 

@@ -51,7 +51,7 @@ def test_counts_and_sums_of_a_sparse_run(kind: str, config: ag.StreamConfig, tmp
     assert ag.verify_run(run.path).problems == ()
     heads, size = lm.model.config.num_attention_heads, config.block_size
     kept = [
-        [min(config.layer_budget(layer, TOKENS), n) for n in available(TOKENS, size, window)]
+        [min(config.layer_budget(layer, TOKENS, window), n) for n in available(TOKENS, size, window)]
         for layer, window in enumerate(windows(lm))
     ]
     assert run.cost.edges == run.edges().collect().height == heads * sum(map(sum, kept))
