@@ -221,7 +221,7 @@ def _facts(run: Run) -> dict[str, Any]:
     }
     # The answers as text are the outcome's; the fidelity's are token ids, and there without an outcome too.
     said = {name: getattr(manifest.outcome, name) for name in _FACTS if hasattr(manifest.outcome, name)}
-    matched = {name: getattr(manifest.fidelity, name) for name in _MATCHED if manifest.fidelity is not None}
+    matched = {name: getattr(manifest.fidelity, name, None) for name in _MATCHED}
     return {name: (known | matched | said).get(name) for name in _FACTS}
 
 

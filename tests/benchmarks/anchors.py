@@ -11,7 +11,6 @@ already isn't done again, so a run that was stopped (or has used up its --second
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,6 +18,8 @@ from itertools import groupby, product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+from json_lines import append_rows, read_rows
 
 import attngraph as ag
 from attngraph.config import BudgetSetting, Forward, Selector
@@ -252,7 +253,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no capture after this time")
     arguments = parser.parse_args()
     begun = time.perf_counter()
-    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.is_file() else []
+    rows = read_rows(arguments.rows)
     traces = arguments.traces or sorted(file.stem for file in arguments.folder.glob("*.json"))
     wanted = list(settings(traces, arguments.shares, arguments.blocks, arguments.selectors, arguments.forwards))
     if any(not done(rows, setting, arguments.model) for setting in wanted) and arguments.seconds > 0:
@@ -266,8 +267,7 @@ def main() -> None:
                 break
             new = list(measure(lm, setting, prompts[setting.trace], arguments.store))
             rows += new
-            with arguments.rows.open("a", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(row)}\n" for row in new)
+            append_rows(arguments.rows, new)
     missing = sum(not done(rows, setting, arguments.model) for setting in wanted)
     print("\n".join(summary(rows)))
     print(f"{len(wanted) - missing} of {len(wanted)} settings measured")

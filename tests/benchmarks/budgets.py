@@ -14,7 +14,6 @@ prints the summary of all that is there.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -23,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from json_lines import append_rows, read_rows
 from torch import Tensor
 
 import attngraph as ag
@@ -194,12 +194,11 @@ def main() -> None:
     parser.add_argument("--first-layers", type=int, default=ag.StreamConfig().first_layers)
     parser.add_argument("--default-only", action="store_true", help="no search, the default budget alone")
     given = parser.parse_args()
-    rows = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
+    rows = read_rows(given.rows)
     known = {(*(row[name] for name in NAMES), "found" in row) for row in rows}
     for row in all_rows(given, known):
         rows.append(row)
-        with given.rows.open("a") as file:
-            print(json.dumps(row), file=file)
+        append_rows(given.rows, [row])
     for first in sorted({row["first_layers"] for row in rows}):
         print(f"\nfirst_layers={first}:\n")
         print("\n".join(summary([row for row in rows if row["first_layers"] == first])))

@@ -17,7 +17,6 @@ Marks: at least 1 nat at the median without the edges, at most 0.2 without mass-
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from json_lines import append_rows, read_rows
 
 import attngraph as ag
 
@@ -71,8 +72,7 @@ def measured(lm: ag.LanguageModel, case: dict[str, Any]) -> dict[str, Any]:
 
 def rows_of(cases: list[dict[str, Any]], file: Path, stop_after: float) -> Iterator[dict[str, Any]]:
     """Every case's row, measured where the file lacks it."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    known = {tuple(row[name] for name in KEY): row for row in map(json.loads, lines)}
+    known = {tuple(row[name] for name in KEY): row for row in read_rows(file)}
     loaded: dict[str, ag.LanguageModel] = {}
     started = time.perf_counter()
     for case in cases:
@@ -83,8 +83,7 @@ def rows_of(cases: list[dict[str, Any]], file: Path, stop_after: float) -> Itera
             if case["model"] not in loaded:
                 loaded[case["model"]] = ag.load_model(case["model"])
             known[key] = measured(loaded[case["model"]], case)
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(known[key]) + "\n")
+            append_rows(file, [known[key]])
         yield known[key]
 
 
