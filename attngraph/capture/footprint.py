@@ -19,7 +19,7 @@ from attngraph.config import StreamConfig
 from attngraph.models.structure import text_config
 from attngraph_kernels import BlockGrid
 from attngraph_kernels.chosen import DENSE_ELEMENTS
-from attngraph_kernels.select import SEARCH_BLOCKS
+from attngraph_kernels.select import searched_at_once
 
 BYTES_PER_ROW = {
     "edges": 4.9,
@@ -169,8 +169,8 @@ def _attention(shape: Shape, tokens: int, config: StreamConfig, targets: int) ->
     features = 2 * config.representatives / size
     search = tokens * (group * d * (1 + 2 * 2 * queries) + d * (2 + 2 * 2 * features))
     budget = max(config.layer_budget(layer, tokens, window) for layer, window in enumerate(shape.windows))
-    width = min(config.candidates * budget, config.blocks(tokens)) * size
-    chunk = group * SEARCH_BLOCKS * width * (d + 2 * size)
+    candidates = min(config.candidates * budget, config.blocks(tokens))
+    chunk = group * searched_at_once(group, candidates, size) * candidates * size * (d + 2 * size)
     rows = targets * shape.heads * (d + 4 * budget)
     return round(4 * (projections + search + chunk + rows + 4 * DENSE_ELEMENTS))
 

@@ -25,6 +25,7 @@ from attngraph.cli.options import (
     task_options,
 )
 from attngraph.cli.output import note, print_json, print_screen, size
+from attngraph.config import StreamConfig
 from attngraph.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ def capture(
             show_default="noise; varied for multi-key, -value, -query",
         ),
     ] = None,
-    block_size: BlockSize = 16,
-    budget: Budget = "8",
+    block_size: BlockSize = StreamConfig.block_size,
+    budget: Budget = str(StreamConfig.budget),
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,11 +94,11 @@ def capture(
             show_default="output",
         ),
     ] = None,
-    first_layers: FirstLayers = 1,
-    first_budget: FirstBudget = 32,
+    first_layers: FirstLayers = StreamConfig.first_layers,
+    first_budget: FirstBudget = StreamConfig.first_budget,
     n_match: NMatch = "2",
     allocation: AllocationOption = "uniform",
-    mass_threshold: MassThreshold = 0.9,
+    mass_threshold: MassThreshold = StreamConfig.mass_threshold,
     selector: Annotated[str, typer.Option(help="stream, or exact (true block masses, slow).")] = "stream",
     audit: Annotated[
         str,

@@ -14,6 +14,7 @@ from attngraph.cli.capture import load, summary
 from attngraph.cli.options import BlockSize, Budget, Depth, Haystack, Json, Length, Model, Seed, config_of
 from attngraph.cli.output import print_json, print_screen
 from attngraph.cli.routes import routes_table
+from attngraph.config import StreamConfig
 from attngraph.errors import GraphError, ModelError, StoreError
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def demo(
     seed: Seed = 0,
     haystack: Haystack = "noise",
     depth: Depth = 0.5,
-    block_size: BlockSize = 16,
-    budget: Budget = "8",
+    block_size: BlockSize = StreamConfig.block_size,
+    budget: Budget = str(StreamConfig.budget),
     out: Annotated[Path, typer.Option(help="Store that keeps the run.")] = Path("runs"),
     k: Annotated[int, typer.Option("-k", help="Number of routes.", min=1)] = 5,
     json: Json = False,

@@ -21,6 +21,7 @@ from attngraph.cli.options import (
     config_of,
 )
 from attngraph.cli.output import print_json, print_screen, size
+from attngraph.config import StreamConfig
 
 if TYPE_CHECKING:
     from attngraph.capture import Estimate
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 def estimate(
     model: Model,
     length: Annotated[int, typer.Option(help="Tokens of the prompt, its completion included.", min=1)],
-    block_size: BlockSize = 16,
-    budget: Budget = "8",
+    block_size: BlockSize = StreamConfig.block_size,
+    budget: Budget = str(StreamConfig.budget),
     targets: Annotated[int, typer.Option(help="Number of target tokens, the last ones.", min=1)] = 1,
-    first_layers: FirstLayers = 1,
-    first_budget: FirstBudget = 32,
+    first_layers: FirstLayers = StreamConfig.first_layers,
+    first_budget: FirstBudget = StreamConfig.first_budget,
     n_match: NMatch = "2",
     allocation: AllocationOption = "uniform",
     store: Annotated[Path, typer.Option(help="Store whose earlier runs tell the seconds.")] = Path("runs"),

@@ -87,11 +87,11 @@ def config_of(
     audit: str = "targets",
     forward: str = "sparse",
     allocation: str = "uniform",
-    mass_threshold: float = 0.9,
+    mass_threshold: float = StreamConfig.mass_threshold,
     targets: Sequence[str] = ("output",),
     *,
-    first_layers: int = 1,
-    first_budget: int = 32,
+    first_layers: int = StreamConfig.first_layers,
+    first_budget: int = StreamConfig.first_budget,
 ) -> StreamConfig:
     """The capture's settings from what was typed."""
     return StreamConfig(

@@ -45,6 +45,11 @@ SEARCH_BLOCKS = 32
 """Query blocks searched at once, at most."""
 
 
+def searched_at_once(heads: int, candidates: int, size: int) -> int:
+    """Query blocks searched at once: the more candidates, the fewer, so that their scores stay within a cache."""
+    return max(1, min(SEARCH_BLOCKS, DENSE_ELEMENTS // (heads * candidates * size**2)))
+
+
 class Selector(Protocol):
     """What `attend` asks for: chunks of kept blocks, in order, for the P query heads of one key/value head.
 
@@ -108,8 +113,7 @@ class Search:
                 continue
             descent = descent or Descent(q, k, grid, self.index(q, k, grid), beam=self.beam, softmax=softmax)
             rows = list(group)
-            # The more candidates, the fewer rows at once: their scores stay within a processor's cache.
-            at_once = max(1, min(SEARCH_BLOCKS, DENSE_ELEMENTS // (len(q) * self.beam * grid.size**2)))
+            at_once = searched_at_once(len(q), self.beam, grid.size)
             for start in range(rows[0], rows[-1] + 1, at_once):
                 stop = min(start + at_once, rows[-1] + 1)
                 yield descent.choose(start, stop, budget, self.mass_threshold)
