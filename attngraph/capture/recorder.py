@@ -129,7 +129,7 @@ class _Layer(NamedTuple):
 def edge_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray) -> Columns:
     """Edges [H, rows, budget] as columns sorted by (row, head, key block)."""
     heads, _, budget = edges.blocks.shape
-    blocks, mass, contribution = (_array(part.transpose(0, 1)).reshape(-1) for part in edges)
+    blocks, mass, contribution = (_array(part).swapaxes(0, 1).reshape(-1) for part in edges)
     used = blocks >= 0
     row, head = np.meshgrid(rows, np.arange(heads), indexing="ij")
     return {
@@ -144,7 +144,7 @@ def edge_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray) -> C
 
 def row_columns(layer: int, edges: Edges, row_name: str, rows: np.ndarray, kept_mass: Tensor) -> Columns:
     """One line per (row, head): how many blocks it keeps, and how much of the dense mass [H, rows], NaN if unknown."""
-    kept = _array((edges.blocks >= 0).sum(dim=-1).T)
+    kept = (_array(edges.blocks) >= 0).sum(axis=-1).T
     count, heads = kept.shape
     return {
         "layer": np.full(count * heads, layer),
@@ -159,7 +159,7 @@ def share_columns(layer: int, shares: Shares, grid: BlockGrid, targets: tuple[in
     """Mean shares of every block's tokens, then the targets' own."""
     starts = np.arange(0, grid.tokens, grid.size)
     lengths = np.diff(np.append(starts, grid.tokens))
-    parts = {name: _array(part.double()) for name, part in shares._asdict().items()}
+    parts = {name: _array(part).astype(np.float64) for name, part in shares._asdict().items()}
     blocks, others = list(range(grid.count)), [None] * len(targets)
     return {
         "layer": np.full(grid.count + len(targets), layer),
@@ -174,7 +174,7 @@ def share_columns(layer: int, shares: Shares, grid: BlockGrid, targets: tuple[in
 
 def span_columns(layer: int, mass: Tensor, contribution: Tensor) -> Columns:
     """The span pairs [H, spans, spans] between which any attention was kept."""
-    head, query, key = (_array(index) for index in torch.nonzero(mass, as_tuple=True))
+    head, query, key = np.nonzero(_array(mass))
     return {
         "layer": np.full(len(head), layer),
         "head": head,
@@ -187,8 +187,14 @@ def span_columns(layer: int, mass: Tensor, contribution: Tensor) -> Columns:
 
 def _by_row(values: Tensor) -> np.ma.MaskedArray:
     """[H, rows] as one column in the order of `row_columns`, NaN as null."""
-    return np.ma.masked_invalid(_array(values.T).reshape(-1))
+    return np.ma.masked_invalid(_array(values).T.reshape(-1))
 
 
 def _array(x: Tensor) -> np.ndarray:
+    """The same numbers for NumPy.
+
+    What the writer's thread computes is computed there: a product or a sum by PyTorch would start a second team of
+    OpenMP threads, and once there are more than processors none of them waits awake for its next work any more. That
+    costs the attention a third of its time.
+    """
     return x.cpu().numpy()

@@ -68,7 +68,10 @@ class BlockGrid:
 
     def row_counts(self, start: int, stop: int, like: Tensor) -> Tensor:
         """Number of tokens in each of the blocks `start` to `stop - 1`, in the dtype and on the device of `like`."""
-        return torch.tensor([self.rows(block) for block in range(start, stop)]).to(like)
+        counts = torch.full((stop - start,), self.size, dtype=like.dtype, device=like.device)
+        if stop == self.count:
+            counts[-1] = self.rows(stop - 1)
+        return counts
 
     def visible(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Whether the query at each position of `queries` sees the key at each position of `keys` (broadcast, bool)."""

@@ -68,9 +68,11 @@ def choose_dense(
     heads, size = len(queries), grid.size
     scores = softmax.capped(queries[:, start:stop].flatten(1, 2) @ keys[first:stop].flatten(0, 1).T)
     scores = scores.view(heads, stop - start, size, stop - first, size)
+    masked = first if grid.windowed else start  # before it, every row sees every key
     positions = torch.arange(stop * size, device=keys.device)
-    hidden = ~grid.visible(positions[start * size :, None], positions[None, first * size :])
-    scores.masked_fill_(hidden.view(1, stop - start, size, stop - first, size), -torch.inf)
+    hidden = ~grid.visible(positions[start * size :, None], positions[None, masked * size :])
+    hidden = hidden.view(stop - start, size, stop - masked, size)
+    scores[..., masked - first :, :].masked_fill_(hidden, -torch.inf)
     blocks = torch.arange(first, stop, device=keys.device).expand(heads, stop - start, -1)
     earliest = torch.tensor([grid.first_visible(b) for b in range(start, stop)], device=keys.device)
     own = torch.arange(start, stop, device=keys.device)
@@ -191,11 +193,19 @@ def block_mass(of_rows: Tensor, grid: BlockGrid, start: int) -> Tensor:
 
 
 def gathered_scores(
-    queries: Tensor, keys: Tensor, blocks: Tensor, grid: BlockGrid, start: int, softmax: Softmax = PLAIN
+    queries: Tensor,
+    keys: Tensor,
+    blocks: Tensor,
+    grid: BlockGrid,
+    start: int,
+    softmax: Softmax = PLAIN,
+    *,
+    complete: bool = False,
 ) -> Tensor:
     """Scores [P, B, size, C, size] of the query blocks from `start` on with the keys of their `blocks` [P, B, C].
 
-    `blocks` ascend, the own block is always the last; a key that is not visible, or of a block -1, has -inf.
+    `blocks` ascend, the own block is always the last; a key that is not visible, or of a block -1, has -inf. Where they
+    are `complete`, none is -1.
     """
     heads, count, width = blocks.shape
     size = grid.size
@@ -205,7 +215,7 @@ def gathered_scores(
     if not grid.windowed:
         future = torch.ones(size, size, dtype=torch.bool, device=blocks.device).triu_(1)
         scores[..., -1, :].masked_fill_(future, -torch.inf)
-        return scores.masked_fill_((blocks < 0)[:, :, None, :, None], -torch.inf)
+        return scores if complete else scores.masked_fill_((blocks < 0)[:, :, None, :, None], -torch.inf)
     within = torch.arange(size, device=blocks.device)
     positions = torch.arange(start, start + count, device=blocks.device)[:, None] * size + within
     reached = blocks[:, :, None, :, None] * size + within

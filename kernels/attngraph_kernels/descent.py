@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attngraph_kernels.blocks import BlockGrid, into_blocks
+from attngraph_kernels.blocks import BlockGrid
 from attngraph_kernels.chosen import Chosen, block_mass, gathered_scores, kept_share, largest, most_mass, row_mass
 from attngraph_kernels.coreset import coreset
-from attngraph_kernels.estimate import Dropped, Estimate
+from attngraph_kernels.estimate import Dropped, Estimate, log_sum_exp
 from attngraph_kernels.pyramid import (
     ABSENT,
     Pyramid,
@@ -49,8 +49,8 @@ class Index(NamedTuple):
 
 
 def coreset_index(
-    q: Tensor,
-    k: Tensor,
+    queries: Tensor,
+    keys: Tensor,
     grid: BlockGrid,
     *,
     representatives: int,
@@ -62,8 +62,8 @@ def coreset_index(
 
     Parameters
     ----------
-    q, k
-        [P, T, d], scaled, and [T, d].
+    queries, keys
+        [P, n, size, d], scaled, and [n, size, d].
     representatives, query_representatives
         Per node, and per query block.
     start_nodes
@@ -71,34 +71,40 @@ def coreset_index(
     estimate
         Let the descent estimate what it drops.
     """
-    centred = k - k.mean(dim=0)
-    levels = pyramid(centred, grid, representatives, second_moment_factor(q.flatten(0, 1)), start_nodes)
+    heads, centred = len(queries), _centred(keys, grid)
+    metric = second_moment_factor(queries.flatten(0, 2), count=heads * grid.tokens)
+    levels = pyramid(centred, grid, representatives, metric, start_nodes)
     reduced = coreset(
-        into_blocks(q, grid.size).flatten(0, 1),
-        present(grid, k).repeat(len(q), 1),
+        queries.flatten(0, 1),
+        present(grid, keys).repeat(heads, 1),
         query_representatives,
         second_moment_factor(centred),
     )
-    shape = (len(q), grid.count, query_representatives)
+    shape = (heads, grid.count, query_representatives)
     index = Index(levels, query_features(reduced.mean).view(*shape, -1), reduced.weight.view(shape))
     if not estimate:
         return index
     # Queries differ from their mean by δ, their scores by δ·k, of variance δᵀ Cov[k] δ: the spread in this metric.
-    lift = bump(reduced.spread, k.new_tensor(float(grid.tokens)).log()).view(shape)
-    return index._replace(representative=reduced.group.view(len(q), grid.count, grid.size), lift=lift)
+    lift = bump(reduced.spread, keys.new_tensor(float(grid.tokens)).log()).view(shape)
+    return index._replace(representative=reduced.group.view(heads, grid.count, grid.size), lift=lift)
 
 
-def centre_index(q: Tensor, k: Tensor, grid: BlockGrid, *, start_nodes: int) -> Index:
+def centre_index(queries: Tensor, keys: Tensor, grid: BlockGrid, *, start_nodes: int) -> Index:
     """One key for each node, all queries of each block."""
-    queries = query_features(into_blocks(q, grid.size))
-    return Index(centre_pyramid(k - k.mean(dim=0), grid, start_nodes), queries, present(grid, k).expand(len(q), -1, -1))
+    weight = present(grid, keys).expand(len(queries), -1, -1)
+    return Index(centre_pyramid(_centred(keys, grid), grid, start_nodes), query_features(queries), weight)
 
 
-def mean_index(q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
+def mean_index(queries: Tensor, keys: Tensor, grid: BlockGrid) -> Index:
     """The mean key and the mean query of each block, without a pyramid."""
-    weight = present(grid, k)
-    means = into_blocks(q, grid.size).sum(dim=2, keepdim=True) / weight.sum(dim=1).view(-1, 1, 1)
-    return Index(mean_level(k - k.mean(dim=0), grid), query_features(means), k.new_ones(*means.shape[:3]))
+    means = queries.sum(dim=2, keepdim=True) / present(grid, keys).sum(dim=1).view(-1, 1, 1)
+    return Index(mean_level(_centred(keys, grid), grid), query_features(means), keys.new_ones(*means.shape[:3]))
+
+
+def _centred(keys: Tensor, grid: BlockGrid) -> Tensor:
+    """The keys [T, d] of all tokens, less their mean."""
+    tokens = keys.flatten(0, 1)[: grid.tokens]
+    return tokens - tokens.mean(dim=0)
 
 
 class Descent:
@@ -106,8 +112,8 @@ class Descent:
 
     Parameters
     ----------
-    q, k
-        [P, T, d], scaled, and [T, d].
+    queries, keys
+        [P, n, size, d], scaled, and [n, size, d], the last block padded with zeros.
     index
         What the descent goes by; it starts at the coarsest level.
     beam
@@ -119,18 +125,19 @@ class Descent:
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, grid: BlockGrid, index: Index, *, beam: int, softmax: Softmax = PLAIN
+        self, queries: Tensor, keys: Tensor, grid: BlockGrid, index: Index, *, beam: int, softmax: Softmax = PLAIN
     ) -> None:
         self.grid, self.beam, self.softmax = grid, beam, softmax
-        dtype = search_dtype(k.device)
-        self.queries, self.keys = into_blocks(q, grid.size), into_blocks(k, grid.size)
+        dtype = search_dtype(keys.device)
+        self.queries, self.keys = queries, keys
         # A shift of all keys moves the scores of a query alike: then small numbers are to be had, and rounded less.
-        self.mean_key = k.mean(dim=0)
-        rough_keys = into_blocks(k - self.mean_key, grid.size) if softmax.shift_invariant else self.keys
-        self.rough_queries, self.rough_keys = self.queries.to(dtype), rough_keys.to(dtype)
+        self.mean_key = keys.flatten(0, 1)[: grid.tokens].mean(dim=0)
+        rough_keys = keys - self.mean_key if softmax.shift_invariant else keys
+        self.rough_queries, self.rough_keys = queries.to(dtype), rough_keys.to(dtype)
         *finer, coarsest = index.levels
         self.children = [siblings(table).to(dtype) for table in finer]
-        self.coarsest = coarsest.to(dtype)
+        # Sums over a node's representatives are fast where these are not neighbours: [r, nodes, d + 1].
+        self.coarsest = coarsest.to(dtype).transpose(0, 1).contiguous()
         self.query, self.weight = index.query.to(dtype), index.weight
         # A cap would bend the nodes' scores too: nothing is estimated then.
         self.representative, self.lift = index.representative, index.lift
@@ -145,8 +152,11 @@ class Descent:
             nodes = self._split(rows, nodes, level)
         blocks = self._with_forced(nodes, start, stop)
         of_candidates = torch.ones((), device=blocks.device)
+        complete = not self.grid.windowed  # rows see more blocks than the beam holds
         if self.beam > budget or mass_threshold is not None:
-            scores = gathered_scores(self.rough_queries, self.rough_keys, blocks, self.grid, start, self.softmax)
+            scores = gathered_scores(
+                self.rough_queries, self.rough_keys, blocks, self.grid, start, self.softmax, complete=complete
+            )
             of_rows = row_mass(scores, self.grid, start, self.softmax)
             own = torch.arange(start, stop, device=blocks.device)
             mass = block_mass(of_rows, self.grid, start)
@@ -154,7 +164,8 @@ class Descent:
             if rows.dropped is not None:
                 each = (x.unsqueeze(2).expand(-1, -1, self.grid.size, -1) for x in (blocks, slots))
                 of_candidates = kept_share(of_rows, *each)
-        scores = gathered_scores(self.queries, self.keys, blocks, self.grid, start, self.softmax)
+        complete = complete and mass_threshold is None
+        scores = gathered_scores(self.queries, self.keys, blocks, self.grid, start, self.softmax, complete=complete)
         unknown = scores.new_full(blocks.shape[:2], torch.nan)
         return Chosen(start, blocks, scores, unknown, self._estimate(rows, of_candidates, start, stop))
 
@@ -180,15 +191,14 @@ class Descent:
         """The best nodes [P, B, beam] of the coarsest level, -1 where fewer are alive."""
         level = len(self.children)
         first, last = rows.lowest[0] >> level, (rows.highest[-1] >> level) + 1
-        table = self.coarsest[first:last]
-        scores = rows.query.flatten(0, 1) @ table.flatten(0, 1).T
-        scores = scores.view(*rows.weight.shape[:2], -1, last - first, table.shape[1])
+        scores = rows.query.flatten(0, 1) @ self.coarsest[:, first:last].flatten(0, 1).T
+        scores = scores.view(*rows.weight.shape[:2], -1, len(self.coarsest), last - first)
         nodes = torch.arange(first, last, device=scores.device)
         alive = rows.alive(nodes, level)
         # Between the last row's lowest node and the first row's highest, all nodes are alive in all rows.
         for part in (slice(0, (rows.lowest[-1] >> level) - first), slice((rows.highest[0] >> level) + 1 - first, None)):
-            scores[..., part, :].masked_fill_(~alive[:, None, part, None], -torch.inf)
-        return self._best(rows, scores, nodes, alive, level)
+            scores[..., part].masked_fill_(~alive[:, None, None, part], -torch.inf)
+        return self._best(rows, scores, 3, nodes, alive, level)
 
     def _split(self, rows: _Rows, nodes: Tensor, level: int) -> Tensor:
         """The best children, at `level`, of `nodes` [P, B, C]."""
@@ -199,19 +209,24 @@ class Descent:
         found[..., -1].masked_fill_(~alive.unsqueeze(-1), ABSENT)
         scores = torch.bmm(rows.query, found.flatten(2, 3).flatten(0, 1).transpose(1, 2))
         scores = scores.view(*children.shape[:2], -1, children.shape[2], found.shape[3])
-        return self._best(rows, scores, children, alive, level)
+        return self._best(rows, scores, 4, children, alive, level)
 
-    def _best(self, rows: _Rows, scores: Tensor, nodes: Tensor, alive: Tensor, level: int) -> Tensor:
-        """Keep the beam: scores [P, B, r_q, C, r] of `nodes` [..., C], in softmax shares over the nodes alive.
+    def _best(
+        self, rows: _Rows, scores: Tensor, representatives: int, nodes: Tensor, alive: Tensor, level: int
+    ) -> Tensor:
+        """Keep the beam: scores of `nodes` [..., C], in softmax shares over the nodes alive.
 
-        Of the blocks themselves (level 0) as many are kept as leave room for the forced ones.
+        `scores` [P, B, r_q, ...] have the nodes and, as the dimension `representatives`, these. Of the blocks
+        themselves (level 0) as many are kept as leave room for the forced ones.
         """
         shares = scores.flatten(3).softmax(dim=-1, dtype=torch.float32)  # some node is alive in every row
-        mass = (rows.weight @ shares).view(*scores.shape[:2], *scores.shape[3:]).sum(dim=-1)
+        of_nodes = shares.view(scores.shape).sum(dim=representatives)
+        mass = (rows.weight @ of_nodes).squeeze(2)
         beam = self.beam - (len(self.grid.forced(self.grid.count - 1)) if level == 0 else 0)
         slots = largest(mass, alive, min(beam, mass.shape[-1]))
         if rows.dropped is not None:
-            rows.dropped.add(scores, shares, slots, rows.findable(nodes, level))
+            everything = log_sum_exp(scores.flatten(3), shares)
+            rows.dropped.add(everything, of_nodes, slots, rows.findable(nodes, level))
         kept = nodes.masked_fill(~alive, -1)
         return kept.expand_as(mass).gather(-1, slots)
 

@@ -44,15 +44,15 @@ class Dropped:
     def __init__(self) -> None:
         self.levels: list[Tensor] = []
 
-    def add(self, scores: Tensor, shares: Tensor, kept: Tensor, findable: Tensor) -> None:
+    def add(self, everything: Tensor, shares: Tensor, kept: Tensor, findable: Tensor) -> None:
         """Add what is dropped at a level.
 
         Parameters
         ----------
-        scores
-            [P, B, r_q, C, r] of the nodes' representatives, -inf or very low where a node is not alive.
+        everything
+            [P, B, r_q], the log-sum-exp of the level's scores.
         shares
-            [P, B, r_q, C · r], their softmax.
+            [P, B, r_q, C], each node's share of that sum, 0 where it is not alive.
         kept
             Slots [P, B, beam] of the kept nodes.
         findable
@@ -60,11 +60,7 @@ class Dropped:
             sees counts in part.
         """
         gone = findable.expand(*kept.shape[:2], -1).scatter(-1, kept, 0)
-        gone = gone.repeat_interleave(scores.shape[-1], dim=-1)
-        log_share = (shares @ gone.unsqueeze(-1)).squeeze(-1).log()
-        # The softmax's own sum, from its largest term.
-        everything = scores.flatten(3).amax(dim=-1).float() - shares.amax(dim=-1).log()
-        self.levels.append(everything + log_share)
+        self.levels.append(everything + (shares * gone.unsqueeze(2)).sum(dim=-1).log())
 
     def of_queries(self, representative: Tensor, lift: Tensor, shift: Tensor) -> Tensor:
         """The sum for each query, [P, B, size].
@@ -78,3 +74,8 @@ class Dropped:
         """
         of_representatives = torch.stack(self.levels).logsumexp(dim=0) + lift
         return of_representatives.gather(-1, representative) + shift
+
+
+def log_sum_exp(scores: Tensor, shares: Tensor) -> Tensor:
+    """Of scores [..., n], given their softmax `shares`: a softmax's sum follows from its largest term."""
+    return scores.amax(dim=-1).float() - shares.amax(dim=-1).log()

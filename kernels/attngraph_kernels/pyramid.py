@@ -32,19 +32,24 @@ ABSENT = -1e30
 
 ROWS_AT_ONCE = 1 << 16
 """Rows whose second moments are in memory at once."""
+ROWS_IN_FP32 = 512
+"""Rows whose second moments are added up in fp32."""
 
 Pyramid = tuple[Tensor, ...]
 """The levels as feature tables [nodes, r, d + 1], finest (the blocks themselves) first."""
 
 
-def second_moment_factor(x: Tensor, scale: float = 1.0) -> Tensor:
-    """An fp32 factor L [d, d] with L Lᵀ = scale² E[x xᵀ] over the rows of x [n, d], ridged so that it exists."""
+def second_moment_factor(x: Tensor, scale: float = 1.0, *, count: int | None = None) -> Tensor:
+    """An fp32 factor L [d, d] with L Lᵀ = scale² E[x xᵀ] over the rows of x [n, d], ridged so that it exists.
+
+    With a `count` the other rows are padding, zeros.
+    """
     moment = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for part in torch.split(x, ROWS_AT_ONCE):
         # Short fp32 products, added up in double: the rounding of a long one would outweigh the ridge.
-        rows = into_blocks(part.float() if scale == 1 else part.float() * scale, 64)
+        rows = into_blocks(part.float() if scale == 1 else part.float() * scale, ROWS_IN_FP32)
         moment += torch.bmm(rows.transpose(1, 2), rows).sum(dim=0, dtype=torch.float64)
-    moment /= len(x)
+    moment /= count or len(x)
     moment.diagonal().add_(1e-5 * moment.trace().clamp_min(1e-30))
     factor: Tensor = torch.linalg.cholesky(moment)
     return factor.float()

@@ -93,8 +93,8 @@ class Search:
     exact_tail: int = 128
     exact_blocks: frozenset[int] = field(default_factory=frozenset)
 
-    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
-        """What the descent goes by."""
+    def index(self, queries: Tensor, keys: Tensor, grid: BlockGrid) -> Index:
+        """What the descent of queries [P, n, size, d] among keys [n, size, d] goes by."""
         raise NotImplementedError
 
     @property
@@ -111,7 +111,9 @@ class Search:
                 for start, stop in dense_chunks(list(group), len(q), grid):
                     yield choose_dense(queries, keys, grid, start, stop, budget, softmax, self.mass_threshold)
                 continue
-            descent = descent or Descent(q, k, grid, self.index(q, k, grid), beam=self.beam, softmax=softmax)
+            descent = descent or Descent(
+                queries, keys, grid, self.index(queries, keys, grid), beam=self.beam, softmax=softmax
+            )
             rows = list(group)
             at_once = searched_at_once(len(q), self.beam, grid.size)
             for start in range(rows[0], rows[-1] + 1, at_once):
@@ -141,10 +143,10 @@ class Stream(Search):
     def beam(self) -> int:
         return self.candidates * self.budget
 
-    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
+    def index(self, queries: Tensor, keys: Tensor, grid: BlockGrid) -> Index:
         return coreset_index(
-            q,
-            k,
+            queries,
+            keys,
             grid,
             representatives=self.representatives,
             query_representatives=self.query_representatives or max(1, grid.size // 4),
@@ -157,16 +159,16 @@ class Stream(Search):
 class Representative(Search):
     """A descent with one key for each node, its middle one (as in HiP, Lee et al. 2025, arXiv 2406.09827)."""
 
-    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
-        return centre_index(q, k, grid, start_nodes=2 * self.budget)
+    def index(self, queries: Tensor, keys: Tensor, grid: BlockGrid) -> Index:
+        return centre_index(queries, keys, grid, start_nodes=2 * self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flat(Search):
     """The mean query of a block against the mean key of every block: O((T / block)²)."""
 
-    def index(self, q: Tensor, k: Tensor, grid: BlockGrid) -> Index:
-        return mean_index(q, k, grid)
+    def index(self, queries: Tensor, keys: Tensor, grid: BlockGrid) -> Index:
+        return mean_index(queries, keys, grid)
 
 
 class BlockSelection(NamedTuple):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attngraph.capture.recorder import Recorder
+from attngraph.capture.recorder import Recorder, _Layer
 from attngraph.capture.shares import Shares
 from attngraph.errors import StoreError
 from attngraph.store import RunWriter
@@ -40,6 +41,32 @@ def test_what_is_written_is_what_was_computed(tmp_path):
     assert rows["rows"] == 5 * 4 * GRID.count and rows["shares"] == 5 * (GRID.count + 1)
     assert rows["span_edges"] == sum(int((found.span_mass > 0).sum()) for found in attended)
     assert [int(count) for count in recorder.tally.kept_blocks] == kept
+
+
+class Called(TorchDispatchMode):
+    """The names of PyTorch's operations that compute something."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and func is not torch.ops.aten.detach.default:
+            self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_writers_thread_computes_nothing_in_pytorch(tmp_path):
+    """It would start a second team of OpenMP threads there, which slows the model's own down by a third."""
+    attended, shares = layer(0)
+    on_host = _Layer.copied(attended, shares)
+    with RunWriter(tmp_path) as writer, Called() as called:
+        Recorder(writer, (49,))._write(0, GRID, on_host)
+        assert writer._tables["span_edges"].rows
+    assert not called.names
+    with Called() as called:
+        attended.edges.mass.sum()
+    assert called.names
 
 
 def test_an_error_of_the_writer_ends_the_recording(tmp_path):
