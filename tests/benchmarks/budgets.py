@@ -14,7 +14,7 @@ prints the summary of all that is there.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import inf
@@ -131,7 +131,7 @@ def all_rows(given: argparse.Namespace, known: set[tuple[Any, ...]]) -> Iterator
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """A line per model and haystack, then the marks over all prompts."""
-    stream = [row for row in rows if row["selector"] == "stream"]
+    stream = _once(row for row in rows if row["selector"] == "stream")
     search = [row for row in stream if "found" in row]
     exact = [row for row in rows if row["selector"] == "exact"]
     titles = [f"{name}: budget | pruned" for name in CRITERIA]
@@ -152,6 +152,11 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     whole = [_whole(row) for row in stream]
     met = "met" if sum(whole) >= WHOLE_ANSWERS * len(whole) else "missed"
     yield f"default budget: whole answer in {sum(whole)} of {len(whole)} (mark {WHOLE_ANSWERS:.0%}: {met})"
+
+
+def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per prompt: that of a search, where there is one."""
+    return list({(*_place(row), row["seed"]): row for row in sorted(rows, key=lambda row: "found" in row)}.values())
 
 
 def _place(row: dict[str, Any]) -> tuple[str, str]:
