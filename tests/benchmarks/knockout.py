@@ -93,7 +93,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
         f"| model | tokens | prompts that succeed | loses, median nats | least | {' | '.join(CONTROLS)} | marks "
         "| first choice without the edges | with the sub-graph alone | with random edges | with forced blocks alone |"
     )
-    yield "|---" * (8 + len(CONTROLS)) + "|"
+    yield "|---" * (10 + len(CONTROLS)) + "|"
     groups = sorted({(row["model"], row["length"]) for row in rows})
     for model, length in [*groups, ("all", "all")]:
         group = [row for row in rows if model == "all" or (row["model"], row["length"]) == (model, length)]
