@@ -190,9 +190,8 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield from _reference_lines(row)
     yield ""
     for share, spearman, overlap, tokens in MARKS:
-        for block_size in sorted({row["block_size"] for row in curve}):
-            for how in sorted({(row["selector"], row["forward"], row["first_layers"]) for row in curve}):
-                yield _mark(curve, (block_size, share, *how, "recorded"), spearman, overlap, tokens)
+        for key in sorted({_key(row) for row in curve if (row["share"], row["normalise"]) == (share, NORMALISE[0])}):
+            yield _mark([row for row in curve if _key(row) == key], spearman, overlap, tokens)
 
 
 def _without_scores(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
@@ -224,14 +223,13 @@ def _key(row: dict[str, Any]) -> tuple[int, float, str, str, int, str]:
     return *_setting(row), row["normalise"]
 
 
-def _mark(
-    rows: list[dict[str, Any]], key: tuple[int, float, str, str, int, str], spearman: float, overlap: float, tokens: int
-) -> str:
-    group = [row for row in rows if _key(row) == key and row["tokens"] > tokens]
-    size, share, selector, forward, first, _ = key
+def _mark(rows: list[dict[str, Any]], spearman: float, overlap: float, tokens: int) -> str:
+    """Whether the rows of one setting reach a mark, which holds above so many tokens."""
+    size, share, selector, forward, first = _setting(rows[0])
     name = f"mark: ≥ {share:.0%} pruned, blocks of {size}, {selector}, {forward} pass, first_layers={first}"
     name += f", over {tokens:,} tokens" if tokens else ""
     wanted = f"Spearman ≥ {spearman}" + (f" and overlap ≥ {overlap}" if overlap else "")
+    group = [row for row in rows if row["tokens"] > tokens]
     if not group:
         return f"{name}: {wanted}: not run"
     found = median(row["spearman"] for row in group), median(row["overlap"] for row in group)
