@@ -18,7 +18,8 @@ from attngraph_analyses import betweenness, dominators, minimum_cut
 from attngraph_analyses.flow import Network, saturated
 from tests.analyses.paths import carrying, chain, diamond, nodes_of, shares
 
-THRESHOLDS = st.sampled_from([0.0, 0.05, 0.3])
+# None that the random graphs' shares, which are round numbers often, could meet but for rounding.
+THRESHOLDS = st.sampled_from([0.0, 0.0517, 0.3013])
 
 
 def masses(graph: AttentionGraph) -> dict[Step, float]:
