@@ -151,7 +151,8 @@ def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Pa
         try:
             found = ag.anchors(run, normalise=normalise)
         except GraphError as error:  # so little is left that no head comes back to anything
-            yield {**row, "normalise": normalise, "spearman": None, "reason": str(error)}
+            reason = str(error).replace(str(run.path), "the run")
+            yield {**row, "normalise": normalise, "spearman": None, "reason": reason}
             continue
         agreement = ag.compare_anchors(found, reference).to_dict()
         dropped = None if found.dropped_source is None else float(found.dropped.mean())
