@@ -96,17 +96,17 @@ def capture(
     ] = None,
     first_layers: FirstLayers = StreamConfig.first_layers,
     first_budget: FirstBudget = StreamConfig.first_budget,
-    n_match: NMatch = "2",
-    allocation: AllocationOption = "uniform",
+    n_match: NMatch = str(StreamConfig.n_match),
+    allocation: AllocationOption = StreamConfig.allocation,
     mass_threshold: MassThreshold = StreamConfig.mass_threshold,
-    selector: Annotated[str, typer.Option(help="stream, or exact (true block masses, slow).")] = "stream",
+    selector: Annotated[str, typer.Option(help="stream, or exact (true block masses, slow).")] = StreamConfig.selector,
     audit: Annotated[
         str,
         typer.Option(help="Rows whose dropped attention is measured: none, targets, or full (a dense pass per layer)."),
-    ] = "targets",
+    ] = StreamConfig.audit,
     forward: Annotated[
         str, typer.Option(help="sparse: compute with the kept blocks; dense: only observe them, the whole model runs.")
-    ] = "sparse",
+    ] = StreamConfig.forward,
     json: Json = False,
 ) -> None:
     """Run a model on a prompt, pruned, and commit the run to a store.
@@ -115,7 +115,7 @@ def capture(
 
     Example: attngraph capture --model smollm2-135m --task multikey --option distractors=8 --store runs
     """
-    wanted = target or ("output",)
+    wanted = target or StreamConfig.targets
     config = config_of(
         block_size,
         budget,

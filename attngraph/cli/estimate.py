@@ -35,8 +35,8 @@ def estimate(
     targets: Annotated[int, typer.Option(help="Number of target tokens, the last ones.", min=1)] = 1,
     first_layers: FirstLayers = StreamConfig.first_layers,
     first_budget: FirstBudget = StreamConfig.first_budget,
-    n_match: NMatch = "2",
-    allocation: AllocationOption = "uniform",
+    n_match: NMatch = str(StreamConfig.n_match),
+    allocation: AllocationOption = StreamConfig.allocation,
     store: Annotated[Path, typer.Option(help="Store whose earlier runs tell the seconds.")] = Path("runs"),
     json: Json = False,
 ) -> None:

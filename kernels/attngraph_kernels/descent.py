@@ -103,8 +103,13 @@ def mean_index(queries: Tensor, keys: Tensor, grid: BlockGrid) -> Index:
 
 def _centred(keys: Tensor, grid: BlockGrid) -> Tensor:
     """The keys [T, d] of all tokens, less their mean."""
-    tokens = keys.flatten(0, 1)[: grid.tokens]
+    tokens = _of_tokens(keys, grid)
     return tokens - tokens.mean(dim=0)
+
+
+def _of_tokens(keys: Tensor, grid: BlockGrid) -> Tensor:
+    """Keys [n, size, d] without those of the padding, [T, d]."""
+    return keys.flatten(0, 1)[: grid.tokens]
 
 
 class Descent:
@@ -131,7 +136,7 @@ class Descent:
         dtype = search_dtype(keys.device)
         self.queries, self.keys = queries, keys
         # A shift of all keys moves the scores of a query alike: then small numbers are to be had, and rounded less.
-        self.mean_key = keys.flatten(0, 1)[: grid.tokens].mean(dim=0)
+        self.mean_key = _of_tokens(keys, grid).mean(dim=0)
         rough_keys = keys - self.mean_key if softmax.shift_invariant else keys
         self.rough_queries, self.rough_keys = queries.to(dtype), rough_keys.to(dtype)
         *finer, coarsest = index.levels
