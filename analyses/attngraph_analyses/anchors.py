@@ -231,6 +231,8 @@ def anchors(
 def receiver_heads(found: Iterable[Anchors], top: int = 20) -> list[Head]:
     """The heads of greatest mean kurtosis over several runs of one model, at most `top`.
 
+    This is what the published code calls receiver heads; those of a single run are far less stable.
+
     Raises
     ------
     ConfigError

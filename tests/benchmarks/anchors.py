@@ -6,6 +6,10 @@ pruned for every block size, share, selector and pass: the greatest budget that 
 pairs. The sparse pass attends over what is kept alone; the dense one is the model's own: only the graph is pruned.
 Each capture's agreement with the dense scores goes to the JSON-lines file as soon as it is there; what the file has
 already isn't done again, so a run that was stopped (or has used up its --seconds) goes on where it was.
+
+Receiver heads, as published, are those of greatest kurtosis on average over texts: where a setting's runs of several
+traces are in the store, scores and heads are compared by the heads of all of them too, the pruned runs' and the dense
+runs', and beside that stands how far the heads of one half of the dense runs are those of the other half.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
+import scipy.stats
 from json_lines import append_rows, read_rows
 
 import attngraph as ag
@@ -35,6 +41,8 @@ LONG = 5_000
 """Tokens above which the mark at 97 % holds."""
 MARKS = ((0.90, 0.90, 0.80, 0), (0.97, 0.75, 0.0, LONG))
 """Share pruned, least median Spearman, least median overlap, and the tokens from which it holds."""
+FEWEST_POOLED, HALVINGS = 3, 100
+"""Traces that heads are pooled over at least; random halves of them."""
 COLUMNS = (
     "blocks",
     "share",
@@ -42,6 +50,7 @@ COLUMNS = (
     "pass",
     "first layers",
     "normalise",
+    "heads of",
     "traces",
     "pruned",
     "Spearman",
@@ -114,11 +123,16 @@ def captured(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: P
     if budget is None:
         return None
     config = config_of(setting, budget)
+    known = stored(lm.id, config, prompt, store)
+    return known if known is not None else ag.capture(lm, prompt, config, store=store, progress=False)
+
+
+def stored(model: str, config: ag.StreamConfig, prompt: ag.Prompt, store: Path) -> ag.Run | None:
     for run in ag.open_store(store) if store.is_dir() else ():
         known = run.manifest
-        if (known.model.id, known.prompt.sha256, known.config) == (lm.id, prompt.sha256, config):
+        if (known.model.id, known.prompt.sha256, known.config) == (model, prompt.sha256, config):
             return run
-    return ag.capture(lm, prompt, config, store=store, progress=False)
+    return None
 
 
 def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Path) -> Iterator[dict[str, Any]]:
@@ -161,6 +175,57 @@ def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Pa
     print(f"{setting.trace} {setting.block_size}×{run.manifest.budget} {setting.selector}: {elapsed:.0f} s", flush=True)
 
 
+def pooled(
+    rows: list[dict[str, Any]], prompts: dict[str, ag.Prompt], model: str, store: Path
+) -> Iterator[dict[str, Any]]:
+    """Rows of all traces by the heads of all of them, for settings that `rows` have of more traces than before."""
+    curve = [row for row in rows if row["model"] == model and row["trace"] in prompts and _recorded(row)]
+    for key in sorted({_setting(row) for row in curve}):
+        group = [row for row in curve if _setting(row) == key]
+        single = sorted((row for row in group if not row.get("pooled")), key=lambda row: str(row["trace"]))
+        if len(single) < FEWEST_POOLED or len(single) <= max(row.get("pooled", 0) for row in group):
+            continue
+        pruned = [stored(model, config_of(_of(row), row["budget"]), prompts[row["trace"]], store) for row in single]
+        dense = [
+            stored(model, config_of(reference_of(row["trace"]), "all"), prompts[row["trace"]], store) for row in single
+        ]
+        if None in pruned or None in dense:
+            continue  # they are in another store
+        found, reference = ([ag.anchors(run) for run in runs if run is not None] for runs in (pruned, dense))
+        halves = _halves(reference)
+        found, reference = (
+            [ag.anchors(run, heads=ag.receiver_heads(each)) for run in runs if run is not None]
+            for runs, each in ((pruned, found), (dense, reference))
+        )
+        for row, one, other in zip(single, found, reference, strict=True):
+            names = (*Setting._fields, "model", "tokens", "budget", "pruned", "normalise", "dropped")
+            agreement = ag.compare_anchors(one, other).to_dict()
+            yield {**{name: row[name] for name in names}, "pooled": len(single), **agreement, **halves}
+
+
+def _recorded(row: dict[str, Any]) -> bool:
+    """Whether a row compares scores from masses as recorded."""
+    return row.get("spearman") is not None and row["normalise"] == NORMALISE[0]
+
+
+def _of(row: dict[str, Any]) -> Setting:
+    return Setting(*(row[name] for name in Setting._fields))
+
+
+def _halves(found: list[ag.Anchors]) -> dict[str, float]:
+    """How far halves of the runs agree on their heads, on average: overlap, and Spearman's correlation of kurtosis."""
+    random, overlaps, correlations = np.random.default_rng(0), [], []
+    for _ in range(HALVINGS):
+        order = random.permutation(len(found))
+        half, other = ([found[place] for place in some] for some in np.array_split(order, 2))
+        heads = [set(ag.receiver_heads(some)) for some in (half, other)]
+        overlaps.append(len(heads[0] & heads[1]) / len(heads[0]))
+        kurtosis = [np.mean([each.kurtosis for each in some], axis=0).ravel() for some in (half, other)]
+        known = np.isfinite(kurtosis).all(axis=0)
+        correlations.append(scipy.stats.spearmanr(*(each[known] for each in kurtosis)).statistic)
+    return {"halves_overlap": float(np.mean(overlaps)), "halves_spearman": float(np.mean(correlations))}
+
+
 def done(rows: list[dict[str, Any]], setting: Setting, model: str) -> bool:
     return any(
         row["model"] == model and all(row[name] == value for name, value in setting._asdict().items()) for row in rows
@@ -169,7 +234,7 @@ def done(rows: list[dict[str, Any]], setting: Setting, model: str) -> bool:
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The curve, what each reference says, and the marks."""
-    curve = [row for row in rows if row.get("spearman") is not None]
+    curve = _latest([row for row in rows if row.get("spearman") is not None])
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|---" * len(COLUMNS) + "|"
     for key in sorted({_key(row) for row in curve}):
@@ -186,12 +251,18 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     for setting, missing in _without_scores(rows):
         yield f"without scores, {setting}: {', '.join(missing)}"
     yield ""
+    for traces, overlap, rho in sorted({_halves_of(row) for row in curve if row.get("pooled")}):
+        yield (
+            f"control: heads of one half of {traces} dense runs against the other half's: overlap {overlap:.2f}, "
+            f"Spearman of kurtosis {rho:.2f} (means over {HALVINGS} random halvings)"
+        )
+    yield ""
     for row in rows:
         if not row["share"]:
             yield from _reference_lines(row)
     yield ""
     for share, spearman, overlap, tokens in MARKS:
-        for key in sorted({_key(row) for row in curve if (row["share"], row["normalise"]) == (share, NORMALISE[0])}):
+        for key in sorted({_key(row) for row in curve if row["share"] == share and _recorded(row)}):
             yield _mark([row for row in curve if _key(row) == key], spearman, overlap, tokens)
 
 
@@ -220,14 +291,27 @@ def _setting(row: dict[str, Any]) -> tuple[int, float, str, str, int]:
     return row["block_size"], row["share"], row["selector"], row["forward"], row["first_layers"]
 
 
-def _key(row: dict[str, Any]) -> tuple[int, float, str, str, int, str]:
-    return *_setting(row), row["normalise"]
+def _key(row: dict[str, Any]) -> tuple[int, float, str, str, int, str, str]:
+    return *_setting(row), row["normalise"], "all traces" if row.get("pooled") else "each trace"
+
+
+def _latest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without those by the heads of fewer traces than others of the same setting."""
+    most: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        most[_key(row)] = max(most.get(_key(row), 0), row.get("pooled", 0))
+    return [row for row in rows if row.get("pooled", 0) == most[_key(row)]]
+
+
+def _halves_of(row: dict[str, Any]) -> tuple[int, float, float]:
+    return row["pooled"], row["halves_overlap"], row["halves_spearman"]
 
 
 def _mark(rows: list[dict[str, Any]], spearman: float, overlap: float, tokens: int) -> str:
     """Whether the rows of one setting reach a mark, which holds above so many tokens."""
     size, share, selector, forward, first = _setting(rows[0])
     name = f"mark: ≥ {share:.0%} pruned, blocks of {size}, {selector}, {forward} pass, first_layers={first}"
+    name += f", heads of {_key(rows[0])[-1]}"
     name += f", over {tokens:,} tokens" if tokens else ""
     wanted = f"Spearman ≥ {spearman}" + (f" and overlap ≥ {overlap}" if overlap else "")
     group = [row for row in rows if row["tokens"] > tokens]
@@ -249,13 +333,15 @@ def main() -> None:
     parser.add_argument("--blocks", nargs="*", type=int, default=list(BLOCKS))
     parser.add_argument("--selectors", nargs="*", default=list(SELECTORS))
     parser.add_argument("--forwards", nargs="*", default=list(FORWARDS))
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no capture after this time")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no capture after this time; 0 prints what is known"
+    )
     arguments = parser.parse_args()
     begun = time.perf_counter()
     rows = read_rows(arguments.rows)
     traces = arguments.traces or sorted(file.stem for file in arguments.folder.glob("*.json"))
     wanted = list(settings(traces, arguments.shares, arguments.blocks, arguments.selectors, arguments.forwards))
-    if any(not done(rows, setting, arguments.model) for setting in wanted) and arguments.seconds > 0:
+    if arguments.seconds > 0:
         lm = ag.load_model(arguments.model)
         files = {trace: arguments.folder / f"{trace}.json" for trace in traces}
         prompts = {trace: ag.tasks.reasoning.from_json(lm.tokenizer, file) for trace, file in files.items()}
@@ -267,6 +353,9 @@ def main() -> None:
             new = list(measure(lm, setting, prompts[setting.trace], arguments.store))
             rows += new
             append_rows(arguments.rows, new)
+        new = list(pooled(rows, prompts, lm.id, arguments.store))
+        rows += new
+        append_rows(arguments.rows, new)
     missing = sum(not done(rows, setting, arguments.model) for setting in wanted)
     print("\n".join(summary(rows)))
     print(f"{len(wanted) - missing} of {len(wanted)} settings measured")
