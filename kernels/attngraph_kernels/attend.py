@@ -113,7 +113,7 @@ def attend(
         The layer's dense attention, to be observed and not replaced: it audits every query block too, its output is
         what is returned, and masses are shares of its softmax, so that a row's masses sum to what the row keeps.
     """
-    if runs_in_triton("attend", q, lambda: limits.of_layer(q, k, v) or limits.of_search(selector, grid)):
+    if runs_in_triton("attend", q, lambda: limits.of_layer(q, k, v) or limits.of_search(selector, grid, q.dtype)):
         from attngraph_kernels.triton.attend import attend as fused
 
         return fused(

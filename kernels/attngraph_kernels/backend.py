@@ -76,13 +76,13 @@ def runs_in_triton(operation: str, tensor: Tensor, unknown: Callable[[], str | N
         return True
     if _backend == "triton":
         raise RuntimeError(f"{operation} can't run in Triton: {reason}. The backend 'auto' would use PyTorch.")
-    _say(operation, reason)
+    say(operation, reason)
     return False
 
 
 @cache
-def _say(operation: str, reason: str) -> None:
-    """Once per reason."""
+def say(operation: str, reason: str) -> None:
+    """Tell the log why PyTorch computes an operation, once per reason."""
     logger.warning("%s runs in PyTorch: %s", operation, reason)
 
 

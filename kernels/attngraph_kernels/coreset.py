@@ -60,6 +60,13 @@ def coreset(
         from attngraph_kernels.triton.coreset import coreset as fused
 
         return fused(points, weight, representatives, metric, spread)
+    return in_pytorch(points, weight, representatives, metric, spread)
+
+
+def in_pytorch(
+    points: Tensor, weight: Tensor, representatives: int, metric: Tensor, spread: Tensor | None = None
+) -> Coreset:
+    """The same, whatever the backend."""
     sets = max(1, SLICE_ELEMENTS // points[0].numel())
     spreads = torch.zeros_like(weight) if spread is None else spread
     slices = zip(*(torch.split(part, sets) for part in (points, weight, spreads)), strict=True)

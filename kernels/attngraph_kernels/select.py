@@ -192,7 +192,7 @@ def select(
     softmax
         The layer's soft cap and the sinks [H] of its heads.
     """
-    if runs_in_triton("select", q, lambda: limits.of_layer(q, k) or limits.of_search(selector, grid)):
+    if runs_in_triton("select", q, lambda: limits.of_layer(q, k) or limits.of_search(selector, grid, q.dtype)):
         from attngraph_kernels.triton.select import select as fused
 
         return fused(q, k, grid, selector, scale=scale, softmax=softmax)

@@ -31,8 +31,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from attngraph_kernels import BlockGrid, Softmax
+from attngraph_kernels import BlockGrid, Softmax, Stream
 from attngraph_kernels.blocks import BLOCK_SIZES
+from attngraph_kernels.triton import limits
 from attngraph_kernels.triton.attend import over_blocks, span_sums
 from attngraph_kernels.triton.audit import block_masses, dense_attention
 from attngraph_kernels.triton.coreset import coresets
@@ -197,7 +198,8 @@ def audit_cases(few: bool, tokens: int) -> Iterator[Case]:
 
 def coreset_cases(few: bool, tokens: int) -> Iterator[Case]:
     """Key blocks, query blocks and pairs of nodes."""
-    for (width, dtype), size in product(_widths(few), _sizes(few)):
+    sizes = [size for size in _sizes(few) if limits.of_points(size) is None]
+    for (width, dtype), size in product(_widths(few), sizes):
         points, metric = meta(2, tokens, width, dtype=dtype), meta(2, width, width)
         name = f"{TYPES[dtype]} d {width} block {size}"
         yield Case(f"coreset keys {name}", partial(coresets, points, size, 8, metric, mean=meta(2, width)))
@@ -216,6 +218,9 @@ def select_cases(few: bool, tokens: int) -> Iterator[Case]:
     if not few:
         settings += [(16, 32, 512), (8, 16, 512), (64, 8, 1024), (128, 4, 512)]
     for (width, dtype), (size, budget, nodes) in product(_widths(few), settings):
+        long, selector = BlockGrid(2 * nodes * size, size), Stream(budget=budget, start_nodes=nodes)
+        if limits.of_search(selector, long, dtype) is not None:
+            continue
         grid, represented = BlockGrid(tokens, size), max(1, size // 4)
         name = f"{TYPES[dtype]} d {width} block {size} budget {budget}"
         at, beam = meta(65, dtype=torch.int32), 3 * budget

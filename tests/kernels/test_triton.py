@@ -116,7 +116,7 @@ def test_the_environment_chooses_a_backend():
 @NEEDS_TRITON
 def test_the_log_says_once_why_pytorch_is_used(caplog):
     on_gpu = torch.empty(2, 1, device="meta")
-    backend._say.cache_clear()
+    backend.say.cache_clear()
     with caplog.at_level(logging.WARNING, logger="attngraph_kernels.backend"):
         for _ in range(3):
             assert not backend.runs_in_triton("select", on_gpu, lambda: "the search Flat has no kernels")
@@ -131,17 +131,23 @@ def test_the_log_says_once_why_pytorch_is_used(caplog):
         (Stream(budget=8, start_nodes=5000), "5000 nodes at once are over the 1024"),
         (Stream(budget=8, start_nodes=1024, query_representatives=32), "1024 nodes at once for 32 representatives"),
         (Stream(budget=600), "1800|3600"),
-        (Stream(budget=8, representatives=100), "200 points in a set are over the 128"),
+        (Stream(budget=8, representatives=100), "200 points in a set are over the 64"),
         (Stream(budget=1, candidates=2), "2 candidates leave no room"),
         (Stream(budget=8), None),
         (Stream(budget=32), None),
     ],
 )
 def test_what_the_kernels_do_not_know_is_said(selector, reason):
-    found = limits.of_search(selector, BlockGrid(200_000, 16))
+    found = limits.of_search(selector, BlockGrid(200_000, 16), torch.bfloat16)
     assert found is None if reason is None else found is not None
     if reason is not None:
         assert any(part in found for part in reason.split("|"))
+
+
+def test_fp32_leaves_room_for_half_the_nodes():
+    grid, selector = BlockGrid(200_000, 64), Stream(budget=8, start_nodes=1024)
+    assert limits.of_search(selector, grid, torch.float16) is None
+    assert "over the 8192 shares" in str(limits.of_search(selector, grid, torch.float32))
 
 
 def test_layers_that_the_kernels_do_not_know_are_named():

@@ -231,6 +231,12 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "coreset 32", lambda: reduced(70, 80, 32, 8)
     yield "search", lambda: attention((1, 1, 170, 16), BlockGrid(170, 8), search, single)
     yield "search, window", lambda: attention((1, 1, 200, 16), BlockGrid(200, 8, 180), threshold, single, sinks=True)
+    yield (
+        "search, blocks whose coresets are PyTorch's",
+        lambda: attention(
+            (2, 1, 900, 16), BlockGrid(900, 128), Stream(budget=4, **{**SEARCH, "candidates": 1}), single
+        ),
+    )
     yield "search in fp16", lambda: attention((1, 1, 120, 32), BlockGrid(120, 8), asked, half)
     yield "ties, search", lambda: ties(Stream(budget=5, **SEARCH))
     yield "ties, exact", lambda: ties(Exact(budget=5))

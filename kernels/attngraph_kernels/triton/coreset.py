@@ -3,6 +3,7 @@
 The steps are those of `attngraph_kernels.coreset`: squared distances in the metric from one Gram matrix, farthest-first
 choice, group means, weights and spreads. A set's distances and groups stay in registers, and its points where they have
 up to 64 numbers: they are read once. Wider points are taken in pieces, read once from memory and again from the cache.
+Sets of more points than the registers hold (`limits.MOST_POINTS`) are left to PyTorch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attngraph_kernels.coreset import Coreset
+from attngraph_kernels import backend
+from attngraph_kernels.blocks import into_blocks
+from attngraph_kernels.coreset import Coreset, in_pytorch
+from attngraph_kernels.triton import limits
 from attngraph_kernels.triton.launch import launch, power_of_two, precision, rows_contiguous
 
 LEAST = 1.1754943508222875e-38
@@ -128,6 +132,10 @@ def coresets(
     Coreset
         Its tensors have a dimension H before the others; `group` is uint8.
     """
+    too_many = limits.of_points(size)
+    if too_many is not None:
+        backend.say("coreset", too_many)
+        return _in_pytorch(x, size, representatives, metric, mean, scale, weight, spread)
     x = rows_contiguous(x)
     heads, rows, width = x.shape
     sets = -(-rows // size)
@@ -142,8 +150,9 @@ def coresets(
     launch(
         _coreset_kernel,
         (sets, heads),
-        num_warps=8 if size > 64 else 4,
+        num_warps=4,
         num_stages=1,
+        registers=255,  # left to choose, the assembler spills some to run one more program at a time
         x=x,
         mean=metric if mean is None else mean.contiguous(),
         metric=metric.contiguous(),
@@ -172,6 +181,30 @@ def coresets(
         LEAST=LEAST,
     )
     return found
+
+
+def _in_pytorch(
+    x: Tensor,
+    size: int,
+    representatives: int,
+    metric: Tensor,
+    mean: Tensor | None,
+    scale: float,
+    weight: Tensor | None,
+    spread: Tensor | None,
+) -> Coreset:
+    """As `coresets`, head by head."""
+    mass = x.new_ones(x.shape[:2], dtype=torch.float32) if weight is None else weight
+    inner = torch.zeros_like(mass) if spread is None else spread
+    per_metric, found = len(x) // len(metric), []
+    for head, points in enumerate(x):
+        points = points.float() * scale
+        if mean is not None:
+            points = points - mean[head // per_metric]
+        there, within = (into_blocks(one[head].unsqueeze(-1), size).squeeze(-1) for one in (mass, inner))
+        found.append(in_pytorch(into_blocks(points, size), there, representatives, metric[head // per_metric], within))
+    mean_, weight_, spread_, group = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return Coreset(mean_, weight_, spread_, group.to(torch.uint8))
 
 
 def coreset(

@@ -97,7 +97,7 @@ def tile_for(rows: int, width: int, itemsize: int) -> Tile:
     """A tile for `rows` queries of (padded) `width` numbers that spills no registers and fits into shared memory."""
     single = itemsize == 4
     cost = power_of_two(width) * itemsize * (2 if single else 1)  # fp32 numbers are held in two parts
-    height = max(16, min(32 if single else 64, power_of_two(rows), (32 << 10) // cost))
+    height = max(16, min(32 if single else 64, power_of_two(rows), ((16 if single else 32) << 10) // cost))
     options = {
         "num_warps": 8 if height * cost >= 16 << 10 else 4,
         "num_stages": 3 if cost <= 512 else 2,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid
+from attngraph_kernels.triton.launch import power_of_two
 
 if TYPE_CHECKING:
     from attngraph_kernels.select import Selector, Stream
@@ -16,10 +17,15 @@ MOST_NODES = 1024
 """Nodes, children or candidates that one program can rank."""
 
 MOST_SHARES = 1 << 14
-"""Shares of nodes in the rows of one query block's representatives that a program can hold."""
+"""Shares of nodes in the rows of one query block's representatives that a program can hold without spilling registers;
+half as many in fp32, whose numbers are held in two parts.
+"""
 
-MOST_POINTS = 128
-"""Points of one set that a program can reduce."""
+LEAST_ROWS = 16
+"""Rows of a tile at least."""
+
+MOST_POINTS = 64
+"""Points of one set that a program can reduce without spilling registers."""
 
 WIDEST = 256
 """Numbers in a query, key or value."""
@@ -46,8 +52,8 @@ def of_points(points: int) -> str | None:
     return None if points <= MOST_POINTS else f"{points} points in a set are over the {MOST_POINTS} of a kernel"
 
 
-def of_search(selector: Selector, grid: BlockGrid) -> str | None:
-    """Why the kernels can't do what `selector` does, if they can't."""
+def of_search(selector: Selector, grid: BlockGrid, dtype: torch.dtype) -> str | None:
+    """Why the kernels can't do what `selector` does with queries and keys of a number type, if they can't."""
     from attngraph_kernels.select import Exact, Stream  # which asks for limits itself
 
     if isinstance(selector, Exact):
@@ -60,8 +66,12 @@ def of_search(selector: Selector, grid: BlockGrid) -> str | None:
     if most > MOST_NODES:
         return f"{most} nodes at once are over the {MOST_NODES} that a kernel ranks"
     represented = selector.query_representatives or max(1, grid.size // 4)
-    if most * represented > MOST_SHARES:
-        return f"{most} nodes at once for {represented} representatives of a query block are over {MOST_SHARES} shares"
+    shares = MOST_SHARES // 2 if dtype == torch.float32 else MOST_SHARES
+    if power_of_two(most) * max(LEAST_ROWS, power_of_two(represented)) > shares:
+        return (
+            f"{most} nodes at once for {represented} representatives of a query block are over the {shares} shares "
+            f"that a program's registers hold in {dtype}"
+        )
     if selector.beam <= len(grid.forced(grid.count - 1)):
         return f"{selector.beam} candidates leave no room beside the forced blocks"
     return of_points(2 * selector.representatives)

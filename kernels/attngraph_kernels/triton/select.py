@@ -33,6 +33,9 @@ from attngraph_kernels.triton.pyramid import Levels, Queries, key_metric, key_ta
 from attngraph_kernels.triton.tiles import LN2, LOG2E, finished, grown, load_rows, ranked, slots_of, started
 from attngraph_kernels.triton.walk import gathered, keys_of, tiles_of
 
+CHUNK = 16
+"""Numbers of a node that a descent multiplies at once: with more it spills registers."""
+
 
 class Searched(NamedTuple):
     """What a search knows of a layer: `blocks` [H, nq, budget] and `kept_mass` [H, nq] as in `BlockSelection`.
@@ -102,7 +105,7 @@ def _descend_kernel(
     heads, group, count, rows, nodes, levels, coarse, beam, window,
     SIZE: tl.constexpr, REPRESENTATIVES: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
     NODES: tl.constexpr, BEAM: tl.constexpr, FORCED: tl.constexpr,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, FEW: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr, ESTIMATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -146,7 +149,7 @@ def _descend_kernel(
         below = (child >= (lowest >> level)) & (child <= (highest >> level)) & (child >= 0)
         top, total, part = _shares(
             query, table, bias, start, child, below,
-            2 * BEAM, REPRESENTATIVES, QUERIES, ROWS, WIDTH, PADDED, FEW, PRECISION,
+            2 * BEAM, REPRESENTATIVES, QUERIES, ROWS, WIDTH, PADDED, CHUNK, PRECISION,
         )  # fmt: skip
         masses = tl.sum(part * (weights / total)[:, None], axis=0)
         order = ranked(masses, below, 2 * BEAM)
@@ -179,10 +182,6 @@ def descend(
     coarse = levels.starts[-1] - levels.starts[-2]
     most = power_of_two(beam)
     at_start = max(power_of_two(coarse), most, 16)
-    padded = max(16, power_of_two(width))
-    itemsize = levels.mean.element_size()
-    # Numbers of a node that are multiplied at once: what spills no registers.
-    few = min(padded, 16 if itemsize == 4 else 32)
     candidates = torch.empty(heads, len(at), beam, dtype=torch.int32, device=at.device)
     dropped = torch.empty(heads, len(at), represented if estimate else 0, dtype=torch.float32, device=at.device)
     launch(
@@ -209,14 +208,13 @@ def descend(
         SIZE=grid.size,
         REPRESENTATIVES=representatives,
         QUERIES=represented,
-        ROWS=max(16, power_of_two(represented)),
+        ROWS=max(limits.LEAST_ROWS, power_of_two(represented)),
         NODES=at_start,
         BEAM=max(8, most),
         FORCED=forced,
         WIDTH=width,
-        PADDED=padded,
-        CHUNK=few if at_start <= 512 else max(16, few // 2),
-        FEW=few,
+        PADDED=max(CHUNK, power_of_two(width)),
+        CHUNK=CHUNK,
         WINDOWED=grid.windowed,
         ESTIMATE=estimate,
         PRECISION=precision(levels.mean.dtype),
@@ -329,11 +327,14 @@ def rescore(
     budget = found.blocks.shape[-1]
     tile = tile_for(grid.size, width, q.element_size())
     part = min(grid.size, tile.keys)
-    most = power_of_two(candidates.shape[-1])
+    count = max(8, power_of_two(max(candidates.shape[-1], budget)))
+    options = tile.options
+    if count >= 128 and q.element_size() == 2 and not options["registers"]:
+        options = options | {"registers": 128}  # left to choose, the assembler spills two of them
     launch(
         _rescore_kernel,
         (len(at) * heads,),
-        **tile.options,
+        **options,
         q=q,
         k=k,
         at=at.to(torch.int32),
@@ -362,7 +363,7 @@ def rescore(
         ROWS=tile.rows,
         KEYS=tile.keys,
         PART=part,
-        COUNT=max(8, most, power_of_two(budget)),
+        COUNT=count,
         BUDGET=max(8, power_of_two(budget)),
         WIDTH=width,
         PADDED=max(16, power_of_two(width)),
@@ -386,7 +387,7 @@ def search(
     ValueError
         If the kernels don't know the search (`limits.of_search`).
     """
-    reason = limits.of_search(selector, grid)
+    reason = limits.of_search(selector, grid, q.dtype)
     if reason is not None:
         raise ValueError(f"The Triton kernels can't search: {reason}.")
     q, k = map(rows_contiguous, (q, k))
