@@ -148,6 +148,8 @@ class Descent:
         self.representative, self.lift = index.representative, index.lift
         if softmax.softcap is not None:
             self.representative = self.lift = None
+        # By how much a query's scores with centred keys lie below its own, [P, n, size].
+        self.shift = None if self.representative is None else self.queries @ self.mean_key
 
     def choose(self, start: int, stop: int, budget: int, mass_threshold: float | None = None) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
@@ -175,11 +177,10 @@ class Descent:
         return Chosen(start, blocks, scores, unknown, self._estimate(rows, of_candidates, start, stop))
 
     def _estimate(self, rows: _Rows, of_candidates: Tensor, start: int, stop: int) -> Estimate | None:
-        if rows.dropped is None or self.representative is None or self.lift is None:
+        if rows.dropped is None or self.representative is None or self.lift is None or self.shift is None:
             return None
         chunk = slice(start, stop)
-        shift = self.queries[:, chunk] @ self.mean_key
-        dropped = rows.dropped.of_queries(self.representative[:, chunk], self.lift[:, chunk], shift)
+        dropped = rows.dropped.of_queries(*(x[:, chunk] for x in (self.representative, self.lift, self.shift)))
         return Estimate(of_candidates, dropped)
 
     def _rows(self, start: int, stop: int) -> _Rows:
@@ -224,7 +225,8 @@ class Descent:
         `scores` [P, B, r_q, ...] have the nodes and, as the dimension `representatives`, these. Of the blocks
         themselves (level 0) as many are kept as leave room for the forced ones.
         """
-        shares = scores.flatten(3).softmax(dim=-1, dtype=torch.float32)  # some node is alive in every row
+        scores = scores.float()  # of bfloat16 numbers it would take longer to find the largest
+        shares = scores.flatten(3).softmax(dim=-1)  # some node is alive in every row
         of_nodes = shares.view(scores.shape).sum(dim=representatives)
         mass = (rows.weight @ of_nodes).squeeze(2)
         beam = self.beam - (len(self.grid.forced(self.grid.count - 1)) if level == 0 else 0)

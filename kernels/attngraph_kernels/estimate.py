@@ -78,4 +78,4 @@ class Dropped:
 
 def log_sum_exp(scores: Tensor, shares: Tensor) -> Tensor:
     """Of scores [..., n], given their softmax `shares`: a softmax's sum follows from its largest term."""
-    return scores.amax(dim=-1).float() - shares.amax(dim=-1).log()
+    return scores.amax(dim=-1) - shares.amax(dim=-1).log()
