@@ -102,12 +102,14 @@ def prompt_tables(
     def texts(pieces: list[list[int]]) -> list[str]:
         return [""] * len(pieces) if tokenizer is None else list(tokenizer.batch_decode(pieces))
 
+    vocabulary = sorted(set(ids))
+    text_of = dict(zip(vocabulary, texts([[token] for token in vocabulary]), strict=True))
     return {
         "tokens": {
             "position": np.arange(len(ids)),
             "token_id": np.array(ids),
             "block": np.arange(len(ids)) // block_size,
-            "text": texts([[token] for token in ids]),
+            "text": [text_of[token] for token in ids],
         },
         "blocks": {
             "block": np.arange(len(starts)),

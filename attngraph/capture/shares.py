@@ -41,13 +41,16 @@ class Shares(NamedTuple):
     mlp: Tensor
 
 
-def proximity_shares(stream: Tensor, *branches: Tensor) -> tuple[Tensor, ...]:
-    """The share of each branch in the sum of stream and branches, all [T, d]: [T] in (0, 1) each."""
-    total = sum(branches, start=stream)
-    norm = total.abs().sum(dim=-1)
-    closeness = [(norm - (total - part).abs().sum(dim=-1)).clamp_min(EPSILON) for part in (stream, *branches)]
+def proximity_shares(norm: Tensor, *rests: Tensor) -> tuple[Tensor, ...]:
+    """The share of each part of a sum, [T] in (0, 1), from the L1 norm of the sum and of the sum without the part."""
+    closeness = [(norm - rest).clamp_min(EPSILON) for rest in rests]
     whole = torch.stack(closeness).sum(dim=0)
-    return tuple(part / whole for part in closeness[1:])
+    return tuple(part / whole for part in closeness)
+
+
+def l1(x: Tensor) -> Tensor:
+    """L1 norms of the rows of x [T, d], [T]."""
+    return x.abs().sum(dim=-1)  # vector_norm takes twice the time
 
 
 @contextmanager
@@ -73,8 +76,10 @@ def _sequential(layer: nn.Module, report: Callable[[Shares], None]) -> list[Remo
                 f"residual shares."
             )
         before, middle, after = before.float(), middle.float(), after.float()
-        (attention,) = proximity_shares(before, middle - before)
-        (mlp,) = proximity_shares(middle, after - middle)
+        of_before, of_middle = l1(before), l1(middle)
+        # What a sum is without one of its two parts is the other.
+        attention = proximity_shares(of_middle, l1(middle - before), of_before)[1]
+        mlp = proximity_shares(l1(after), l1(after - middle), of_middle)[1]
         report(Shares(1 - attention, attention, mlp))
 
     return [
@@ -96,7 +101,8 @@ def _parallel(layer: nn.Module, report: Callable[[Shares], None]) -> list[Remova
                 f"{type(layer).__name__} is not the sum of its input, its attention and its MLP; attngraph can't "
                 f"measure its residual shares."
             )
-        of_attention, of_mlp = proximity_shares(before, attention, mlp)
+        rests = (l1(after - part) for part in (before, attention, mlp))
+        of_attention, of_mlp = proximity_shares(l1(after), *rests)[1:]
         report(Shares(1 - of_attention, of_attention, of_mlp))
 
     return [

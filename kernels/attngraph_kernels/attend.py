@@ -69,9 +69,8 @@ def value_norms(v: Tensor, projection: Tensor) -> Tensor:
     projection
         [H, d_v, d_v], the Gram matrices W_O^h W_O^hᵀ of each head's part of the output projection.
     """
-    groups = projection.chunk(len(v))
-    rows = (x.float() for x in v)
-    return torch.cat([((x @ gram) * x).sum(dim=-1).clamp_min_(0).sqrt_() for x, gram in zip(rows, groups, strict=True)])
+    rows = zip(v.float(), projection.chunk(len(v)), strict=True)
+    return torch.cat([(x @ gram).mul_(x).sum(dim=-1).clamp_min_(0).sqrt_() for x, gram in rows])
 
 
 def attend(

@@ -7,7 +7,6 @@ fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -148,13 +147,16 @@ class Descent:
         self.representative, self.lift = index.representative, index.lift
         if softmax.softcap is not None:
             self.representative = self.lift = None
+        # The first and the last block that the descent may find for each query block, [n, 1]: visible and not forced.
+        lowest, highest = zip(*map(self._findable, range(grid.count)), strict=True)
+        self.lowest, self.highest = (torch.tensor(ends, device=keys.device)[:, None] for ends in (lowest, highest))
         # By how much a query's scores with centred keys lie below its own, [P, n, size].
         self.shift = None if self.representative is None else self.queries @ self.mean_key
 
     def choose(self, start: int, stop: int, budget: int, mass_threshold: float | None = None) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
         rows = self._rows(start, stop)
-        nodes = self._start(rows)
+        nodes = self._start(rows, start, stop)
         for level in range(len(self.children) - 1, -1, -1):
             nodes = self._split(rows, nodes, level)
         blocks = self._with_forced(nodes, start, stop)
@@ -184,25 +186,27 @@ class Descent:
         return Estimate(of_candidates, dropped)
 
     def _rows(self, start: int, stop: int) -> _Rows:
-        least = 0 if self.grid.windowed else 1
         return _Rows(
             self.query[:, start:stop].flatten(0, 1),
             self.weight[:, start:stop].unsqueeze(2),
-            [max(self.grid.first_visible(block), least) for block in range(start, stop)],
-            range(start - 2, stop - 2),
+            self.lowest[start:stop],
+            self.highest[start:stop],
             None if self.representative is None else Dropped(),
         )
 
-    def _start(self, rows: _Rows) -> Tensor:
+    def _findable(self, block: int) -> tuple[int, int]:
+        return max(self.grid.first_visible(block), 0 if self.grid.windowed else 1), block - 2
+
+    def _start(self, rows: _Rows, start: int, stop: int) -> Tensor:
         """The best nodes [P, B, beam] of the coarsest level, -1 where fewer are alive."""
         level = len(self.children)
-        first, last = rows.lowest[0] >> level, (rows.highest[-1] >> level) + 1
-        scores = rows.query.flatten(0, 1) @ self.coarsest[:, first:last].flatten(0, 1).T
-        scores = scores.view(*rows.weight.shape[:2], -1, len(self.coarsest), last - first)
-        nodes = torch.arange(first, last, device=scores.device)
+        (first, of_first), (of_last, last) = ([end >> level for end in self._findable(b)] for b in (start, stop - 1))
+        scores = rows.query.flatten(0, 1) @ self.coarsest[:, first : last + 1].flatten(0, 1).T
+        scores = scores.view(*rows.weight.shape[:2], -1, len(self.coarsest), last + 1 - first)
+        nodes = torch.arange(first, last + 1, device=scores.device)
         alive = rows.alive(nodes, level)
         # Between the last row's lowest node and the first row's highest, all nodes are alive in all rows.
-        for part in (slice(0, (rows.lowest[-1] >> level) - first), slice((rows.highest[0] >> level) + 1 - first, None)):
+        for part in (slice(0, of_last - first), slice(of_first + 1 - first, None)):
             scores[..., part].masked_fill_(~alive[:, None, None, part], -torch.inf)
         return self._best(rows, scores, 3, nodes, alive, level)
 
@@ -233,7 +237,7 @@ class Descent:
         slots = largest(mass, alive, min(beam, mass.shape[-1]))
         if rows.dropped is not None:
             everything = log_sum_exp(scores.flatten(3), shares)
-            rows.dropped.add(everything, of_nodes, slots, rows.findable(nodes, level))
+            rows.dropped.add(everything, of_nodes, slots, rows.findable(nodes, level) if level else alive.float())
         kept = nodes.masked_fill(~alive, -1)
         return kept.expand_as(mass).gather(-1, slots)
 
@@ -245,30 +249,24 @@ class Descent:
 
 class _Rows(NamedTuple):
     """The query blocks of a chunk: `query` features [P·B, r_q, d + 1], `weight` [P, B, 1, r_q] of the representatives,
-    the `lowest` and `highest` block [B] that the descent may find for each row: visible and not forced; and, where it
-    is wanted, what has been `dropped` so far.
+    the `lowest` and `highest` block [B, 1] that the descent may find for each row; and, where it is wanted, what has
+    been `dropped` so far.
     """
 
     query: Tensor
     weight: Tensor
-    lowest: Sequence[int]
-    highest: Sequence[int]
+    lowest: Tensor
+    highest: Tensor
     dropped: Dropped | None
 
     def alive(self, nodes: Tensor, level: int) -> Tensor:
         """Whether each of `nodes` [..., C] holds a block that its row may find: [..., B, C]."""
-        lowest, highest = self._ends(nodes)
-        return (nodes >= lowest >> level) & (nodes <= highest >> level)
+        return (nodes >= self.lowest >> level) & (nodes <= self.highest >> level)
 
     def findable(self, nodes: Tensor, level: int) -> Tensor:
         """The share of the blocks of each of `nodes` [..., C] that its row may find: [..., B, C], 0 to 1."""
-        lowest, highest = self._ends(nodes)
-        first, last = torch.maximum(nodes << level, lowest), torch.minimum((nodes + 1 << level) - 1, highest)
+        first, last = torch.maximum(nodes << level, self.lowest), torch.minimum((nodes + 1 << level) - 1, self.highest)
         return (last - first + 1).clamp_min_(0).to(self.weight.dtype) / (1 << level)
-
-    def _ends(self, nodes: Tensor) -> tuple[Tensor, ...]:
-        """`lowest` and `highest`, [B, 1]."""
-        return tuple(torch.tensor(ends, device=nodes.device)[:, None] for ends in (self.lowest, self.highest))
 
 
 def search_dtype(device: torch.device) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import attngraph as ag
-from attngraph.capture.shares import proximity_shares
+from attngraph.capture.shares import l1, proximity_shares
 from tests.attngraph.tiny_models import implementation, kind_of, layers_of, projection_of, random_prompt, tiny
 
 TOKENS, SIZE = 85, 8
@@ -96,28 +96,34 @@ def test_shares_of_parallel_blocks(kind: str, tmp_path) -> None:
     assert np.max(seen, axis=0).min() > 0.02  # no part may be negligible in all layers, or nothing is tested
 
 
+def shares_of(*parts: torch.Tensor) -> list[float]:
+    """Of the one row of each part."""
+    total = sum(parts[1:], start=parts[0])
+    return [share.item() for share in proximity_shares(l1(total), *(l1(total - part) for part in parts))]
+
+
 def test_proximity_of_three_parts_by_hand() -> None:
     # y = (2, 3), ‖y‖ = 5; without each part (1, 3), (2, 1) and (1, 2): 5 - 4 = 1, 5 - 3 = 2 and 5 - 3 = 2.
     parts = (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 1.0]]))
-    assert [share.item() for share in proximity_shares(*parts)] == pytest.approx([2 / 5, 2 / 5])
+    assert shares_of(*parts) == pytest.approx([1 / 5, 2 / 5, 2 / 5])
 
 
 def test_proximity_by_hand() -> None:
     # y = (3, 1): ‖y‖ = 4; without the branch (1, 2) it is (2, -1), 3 away from 0, so the branch's part is 4 - 3 = 1;
     # the stream (2, -1) leaves (1, 2), also 3, so its part is 1 too.
     stream, branch = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 2.0]])
-    assert proximity_shares(stream, branch)[0].item() == pytest.approx(1 / 2)
+    assert shares_of(stream, branch)[1] == pytest.approx(1 / 2)
     # y = (4, 0): the branch (1, 0) is 4 - 3 = 1 close, the stream (3, 0) 4 - 1 = 3.
     stream, branch = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]])
-    assert proximity_shares(stream, branch)[0].item() == pytest.approx(1 / 4)
+    assert shares_of(stream, branch)[1] == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize(("stream", "branch", "share"), [((1.0, 1.0), (0.0, 0.0), 0), ((0.0, 0.0), (1.0, -2.0), 1)])
 def test_an_empty_part_has_no_share(stream: tuple, branch: tuple, share: int) -> None:
-    found = proximity_shares(torch.tensor([stream]), torch.tensor([branch]))[0].item()
+    found = shares_of(torch.tensor([stream]), torch.tensor([branch]))[1]
     assert found == pytest.approx(share, abs=1e-4)
 
 
 def test_parts_that_cancel_share_equally() -> None:
     stream = torch.tensor([[1.0, -2.0]])
-    assert proximity_shares(stream, -stream)[0].item() == 0.5
+    assert shares_of(stream, -stream) == [0.5, 0.5]
