@@ -50,7 +50,7 @@ def proximity_shares(norm: Tensor, *rests: Tensor) -> tuple[Tensor, ...]:
 
 def l1(x: Tensor) -> Tensor:
     """L1 norms of the rows of x [T, d], [T]."""
-    return x.abs().sum(dim=-1)  # vector_norm takes twice the time
+    return x.abs().sum(dim=-1)  # vector_norm takes twice as long
 
 
 @contextmanager
