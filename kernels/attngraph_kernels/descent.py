@@ -143,15 +143,14 @@ class Descent:
         # Sums over a node's representatives are fast where these are not neighbours: [r, nodes, d + 1].
         self.coarsest = coarsest.to(dtype).transpose(0, 1).contiguous()
         self.query, self.weight = index.query.to(dtype), index.weight
-        # A cap would bend the nodes' scores too: nothing is estimated then.
-        self.representative, self.lift = index.representative, index.lift
-        if softmax.softcap is not None:
-            self.representative = self.lift = None
         # The first and the last block that the descent may find for each query block, [n, 1]: visible and not forced.
         lowest, highest = zip(*map(self._findable, range(grid.count)), strict=True)
         self.lowest, self.highest = (torch.tensor(ends, device=keys.device)[:, None] for ends in (lowest, highest))
-        # By how much a query's scores with centred keys lie below its own, [P, n, size].
-        self.shift = None if self.representative is None else self.queries @ self.mean_key
+        # What estimates need: the index's two, and by how much a query's scores with centred keys lie below its own,
+        # [P, n, size]. A cap would bend the nodes' scores too: nothing is estimated then.
+        self.of_queries: tuple[Tensor, ...] | None = None
+        if softmax.softcap is None and index.representative is not None and index.lift is not None:
+            self.of_queries = index.representative, index.lift, queries @ self.mean_key
 
     def choose(self, start: int, stop: int, budget: int, mass_threshold: float | None = None) -> Chosen:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
@@ -179,11 +178,9 @@ class Descent:
         return Chosen(start, blocks, scores, unknown, self._estimate(rows, of_candidates, start, stop))
 
     def _estimate(self, rows: _Rows, of_candidates: Tensor, start: int, stop: int) -> Estimate | None:
-        if rows.dropped is None or self.representative is None or self.lift is None or self.shift is None:
+        if rows.dropped is None or self.of_queries is None:
             return None
-        chunk = slice(start, stop)
-        dropped = rows.dropped.of_queries(*(x[:, chunk] for x in (self.representative, self.lift, self.shift)))
-        return Estimate(of_candidates, dropped)
+        return Estimate(of_candidates, rows.dropped.of_queries(*(x[:, start:stop] for x in self.of_queries)))
 
     def _rows(self, start: int, stop: int) -> _Rows:
         return _Rows(
@@ -191,7 +188,7 @@ class Descent:
             self.weight[:, start:stop].unsqueeze(2),
             self.lowest[start:stop],
             self.highest[start:stop],
-            None if self.representative is None else Dropped(),
+            None if self.of_queries is None else Dropped(),
         )
 
     def _findable(self, block: int) -> tuple[int, int]:

@@ -123,16 +123,16 @@ def captured(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: P
     if budget is None:
         return None
     config = config_of(setting, budget)
-    known = stored(lm.id, config, prompt, store)
+    known = stored(store).get((lm.id, prompt.sha256, config))
     return known if known is not None else ag.capture(lm, prompt, config, store=store, progress=False)
 
 
-def stored(model: str, config: ag.StreamConfig, prompt: ag.Prompt, store: Path) -> ag.Run | None:
+def stored(store: Path) -> dict[tuple[str, str, ag.StreamConfig], ag.Run]:
+    """The runs of a store by model, prompt and settings, the first of each."""
+    known: dict[tuple[str, str, ag.StreamConfig], ag.Run] = {}
     for run in ag.open_store(store) if store.is_dir() else ():
-        known = run.manifest
-        if (known.model.id, known.prompt.sha256, known.config) == (model, prompt.sha256, config):
-            return run
-    return None
+        known.setdefault((run.manifest.model.id, run.manifest.prompt.sha256, run.manifest.config), run)
+    return known
 
 
 def measure(lm: ag.LanguageModel, setting: Setting, prompt: ag.Prompt, store: Path) -> Iterator[dict[str, Any]]:
@@ -180,22 +180,22 @@ def pooled(
 ) -> Iterator[dict[str, Any]]:
     """Rows of all traces by the heads of all of them, for settings that `rows` have of more traces than before."""
     curve = [row for row in rows if row["model"] == model and row["trace"] in prompts and _recorded(row)]
+    runs = stored(store)
     for key in sorted({_setting(row) for row in curve}):
         group = [row for row in curve if _setting(row) == key]
         single = sorted((row for row in group if not row.get("pooled")), key=lambda row: str(row["trace"]))
         if len(single) < FEWEST_POOLED or len(single) <= max(row.get("pooled", 0) for row in group):
             continue
-        pruned = [stored(model, config_of(_of(row), row["budget"]), prompts[row["trace"]], store) for row in single]
-        dense = [
-            stored(model, config_of(reference_of(row["trace"]), "all"), prompts[row["trace"]], store) for row in single
-        ]
-        if None in pruned or None in dense:
+        places = [(model, prompts[row["trace"]].sha256) for row in single]
+        pruned = [(*at, config_of(_of(row), row["budget"])) for at, row in zip(places, single, strict=True)]
+        dense = [(*at, config_of(reference_of(row["trace"]), "all")) for at, row in zip(places, single, strict=True)]
+        if not runs.keys() >= {*pruned, *dense}:
             continue  # they are in another store
-        found, reference = ([ag.anchors(run) for run in runs if run is not None] for runs in (pruned, dense))
+        found, reference = ([ag.anchors(runs[each]) for each in some] for some in (pruned, dense))
         halves = _halves(reference)
         found, reference = (
-            [ag.anchors(run, heads=ag.receiver_heads(each)) for run in runs if run is not None]
-            for runs, each in ((pruned, found), (dense, reference))
+            [ag.anchors(runs[each], heads=heads) for each in some]
+            for some, heads in ((pruned, ag.receiver_heads(found)), (dense, ag.receiver_heads(reference)))
         )
         for row, one, other in zip(single, found, reference, strict=True):
             names = (*Setting._fields, "model", "tokens", "budget", "pruned", "normalise", "dropped")
