@@ -56,7 +56,7 @@ class StreamConfig:
         Greedy next tokens compared between the dense and the sparse model (Rosser et al. 2025 use 2), or ``"answer"``
         for as many as the prompt's answer has; 0 leaves out the fidelity check and its dense forward pass.
     representatives
-        Weighted key representatives per node of the key pyramid.
+        Weighted key representatives per node of the key pyramid, half as many per node of over two blocks.
     query_representatives
         Weighted query representatives per query block; ``None`` for a quarter of the block size.
     candidates

@@ -22,6 +22,9 @@ from attngraph_kernels.softmax import PLAIN, Softmax
 DENSE_ELEMENTS = 1 << 20
 """Scores held at once where all visible blocks are candidates: small enough for a processor's cache."""
 
+GATHERED_ELEMENTS = 5 << 19
+"""Numbers gathered from keys or nodes at once, before they are multiplied: small enough for a processor's cache."""
+
 
 class Chosen(NamedTuple):
     """The kept blocks of P heads (of one key/value head) in the B query blocks from `start` on.
@@ -209,8 +212,8 @@ def gathered_scores(
     """
     heads, count, width = blocks.shape
     size = grid.size
-    found = keys.flatten(1).index_select(0, blocks.clamp_min(0).flatten()).view(heads * count, width * size, -1)
-    scores = softmax.capped(torch.bmm(queries[:, start : start + count].flatten(0, 1), found.transpose(1, 2)))
+    rows = queries[:, start : start + count].flatten(0, 1)
+    scores = softmax.capped(gathered_products(rows, keys, blocks.clamp_min(0).flatten(0, 1)))
     scores = scores.view(heads, count, size, width, size)
     if not grid.windowed:
         future = torch.ones(size, size, dtype=torch.bool, device=blocks.device).triu_(1)
@@ -221,6 +224,17 @@ def gathered_scores(
     reached = blocks[:, :, None, :, None] * size + within
     hidden = ~grid.visible(positions[None, :, :, None, None], reached)
     return scores.masked_fill_(hidden | (blocks < 0)[:, :, None, :, None], -torch.inf)
+
+
+def gathered_products(rows: Tensor, table: Tensor, at: Tensor) -> Tensor:
+    """Products [N, m, C·c] of `rows` [N, m, f] with the C entries `at` [N, C] of a `table` [n, c, f], each its own."""
+    entries = table.flatten(1)
+    at_once = max(1, GATHERED_ELEMENTS // (at.shape[1] * entries.shape[1]))
+    parts = [
+        torch.bmm(some, entries.index_select(0, where.flatten()).view(len(some), -1, rows.shape[2]).transpose(1, 2))
+        for some, where in zip(torch.split(rows, at_once), torch.split(at, at_once), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def kept_share(mass: Tensor, kept: Tensor, slots: Tensor) -> Tensor:

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid
-from attngraph_kernels.chosen import Chosen, block_mass, gathered_scores, kept_share, largest, most_mass, row_mass
+from attngraph_kernels.chosen import (
+    Chosen,
+    block_mass,
+    gathered_products,
+    gathered_scores,
+    kept_share,
+    largest,
+    most_mass,
+    row_mass,
+)
 from attngraph_kernels.coreset import coreset
 from attngraph_kernels.estimate import Dropped, Estimate, log_sum_exp
 from attngraph_kernels.pyramid import (
-    ABSENT,
     Pyramid,
     bump,
     centre_pyramid,
@@ -30,6 +38,9 @@ from attngraph_kernels.pyramid import (
 )
 from attngraph_kernels.softmax import PLAIN, Softmax
 
+MOST_BELOW = 256
+"""Nodes that are looked at, at most, two levels below those kept."""
+
 PROCESSOR_HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -37,12 +48,13 @@ class Index(NamedTuple):
     """What a descent goes by: the keys' `levels`, and of every query block the features `query` [P, n, r_q, d + 1] and
     the `weight` [P, n, r_q] of its representatives. Where what is dropped shall be estimated, `representative`
     [P, n, size] says which of them stands for each query, and `lift` [P, n, r_q] by how much the log-sum-exp of a query
-    lies above that of its representative.
+    lies above that of its representative. A step looks at `fan` nodes below each one kept: 2 or 4.
     """
 
     levels: Pyramid
     query: Tensor
     weight: Tensor
+    fan: int = 2
     representative: Tensor | None = None
     lift: Tensor | None = None
 
@@ -55,6 +67,7 @@ def coreset_index(
     representatives: int,
     query_representatives: int,
     start_nodes: int,
+    fan: int,
     estimate: bool = False,
 ) -> Index:
     """Coresets of keys, in the metric of the queries, and of queries, in the metric of the keys.
@@ -67,6 +80,8 @@ def coreset_index(
         Per node, and per query block.
     start_nodes
         The coarsest level has at most as many nodes.
+    fan
+        Nodes below each one kept that are looked at, 2 or 4.
     estimate
         Let the descent estimate what it drops.
     """
@@ -80,7 +95,7 @@ def coreset_index(
         second_moment_factor(centred),
     )
     shape = (heads, grid.count, query_representatives)
-    index = Index(levels, query_features(reduced.mean).view(*shape, -1), reduced.weight.view(shape))
+    index = Index(levels, query_features(reduced.mean).view(*shape, -1), reduced.weight.view(shape), fan)
     if not estimate:
         return index
     # Queries differ from their mean by δ, their scores by δ·k, of variance δᵀ Cov[k] δ: the spread in this metric.
@@ -138,10 +153,12 @@ class Descent:
         self.mean_key = _of_tokens(keys, grid).mean(dim=0)
         rough_keys = keys - self.mean_key if softmax.shift_invariant else keys
         self.rough_queries, self.rough_keys = queries.to(dtype), rough_keys.to(dtype)
-        *finer, coarsest = index.levels
-        self.children = [siblings(table).to(dtype) for table in finer]
+        self.top = len(index.levels) - 1
+        self.steps = [
+            _Step(at, fan, siblings(index.levels[at], fan).to(dtype)) for at, fan in steps(self.top, index.fan)
+        ]
         # Sums over a node's representatives are fast where these are not neighbours: [r, nodes, d + 1].
-        self.coarsest = coarsest.to(dtype).transpose(0, 1).contiguous()
+        self.coarsest = index.levels[-1].to(dtype).transpose(0, 1).contiguous()
         self.query, self.weight = index.query.to(dtype), index.weight
         # The first and the last block that the descent may find for each query block, [n, 1]: visible and not forced.
         lowest, highest = zip(*map(self._findable, range(grid.count)), strict=True)
@@ -156,8 +173,8 @@ class Descent:
         """The kept blocks of the query blocks `start` to `stop - 1`."""
         rows = self._rows(start, stop)
         nodes = self._start(rows, start, stop)
-        for level in range(len(self.children) - 1, -1, -1):
-            nodes = self._split(rows, nodes, level)
+        for step in self.steps:
+            nodes = self._split(rows, nodes, step)
         blocks = self._with_forced(nodes, start, stop)
         of_candidates = torch.ones((), device=blocks.device)
         complete = not self.grid.windowed  # rows see more blocks than the beam holds
@@ -196,7 +213,7 @@ class Descent:
 
     def _start(self, rows: _Rows, start: int, stop: int) -> Tensor:
         """The best nodes [P, B, beam] of the coarsest level, -1 where fewer are alive."""
-        level = len(self.children)
+        level = self.top
         (first, of_first), (of_last, last) = ([end >> level for end in self._findable(b)] for b in (start, stop - 1))
         scores = rows.query.flatten(0, 1) @ self.coarsest[:, first : last + 1].flatten(0, 1).T
         scores = scores.view(*rows.weight.shape[:2], -1, len(self.coarsest), last + 1 - first)
@@ -207,16 +224,16 @@ class Descent:
             scores[..., part].masked_fill_(~alive[:, None, None, part], -torch.inf)
         return self._best(rows, scores, 3, nodes, alive, level)
 
-    def _split(self, rows: _Rows, nodes: Tensor, level: int) -> Tensor:
-        """The best children, at `level`, of `nodes` [P, B, C]."""
-        children = torch.stack([2 * nodes, 2 * nodes + 1], dim=-1).flatten(2)
-        table = self.children[level]
-        alive = rows.alive(children, level)
-        found = table.flatten(1).index_select(0, nodes.clamp_min(0).flatten()).view(*children.shape, -1, table.shape[2])
-        found[..., -1].masked_fill_(~alive.unsqueeze(-1), ABSENT)
-        scores = torch.bmm(rows.query, found.flatten(2, 3).flatten(0, 1).transpose(1, 2))
-        scores = scores.view(*children.shape[:2], -1, children.shape[2], found.shape[3])
-        return self._best(rows, scores, 4, children, alive, level)
+    def _split(self, rows: _Rows, nodes: Tensor, step: _Step) -> Tensor:
+        """The best of the nodes that a step leads to from `nodes` [P, B, C]."""
+        below = step.below(nodes)
+        alive = rows.alive(below, step.level)
+        scores = gathered_products(rows.query, step.table, nodes.clamp_min(0).flatten(0, 1))
+        representatives = step.table.shape[1] // step.fan
+        apart = torch.where(alive, 0.0, -torch.inf).unsqueeze(-1).expand(-1, -1, -1, representatives).flatten(2)
+        scores = scores.view(*nodes.shape[:2], -1, apart.shape[2]) + apart.unsqueeze(2)
+        scores = scores.view(*scores.shape[:3], -1, representatives)
+        return self._best(rows, scores, 4, below, alive, step.level)
 
     def _best(
         self, rows: _Rows, scores: Tensor, representatives: int, nodes: Tensor, alive: Tensor, level: int
@@ -244,6 +261,21 @@ class Descent:
         return torch.cat([nodes, forced.expand(len(nodes), -1, -1)], dim=-1).sort(dim=-1).values
 
 
+class _Step(NamedTuple):
+    """A step down to a `level`: from every node above it to `fan` nodes, whose features are a row of `table`
+    [nodes above, fan·r, d + 1].
+    """
+
+    level: int
+    fan: int
+    table: Tensor
+
+    def below(self, nodes: Tensor) -> Tensor:
+        """The nodes [..., fan·C] that it leads to from `nodes` [..., C]; from -1 to negative ones."""
+        first = nodes.unsqueeze(-1) * self.fan
+        return (first + torch.arange(self.fan, device=nodes.device)).flatten(-2)
+
+
 class _Rows(NamedTuple):
     """The query blocks of a chunk: `query` features [P·B, r_q, d + 1], `weight` [P, B, 1, r_q] of the representatives,
     the `lowest` and `highest` block [B, 1] that the descent may find for each row; and, where it is wanted, what has
@@ -264,6 +296,21 @@ class _Rows(NamedTuple):
         """The share of the blocks of each of `nodes` [..., C] that its row may find: [..., B, C], 0 to 1."""
         first, last = torch.maximum(nodes << level, self.lowest), torch.minimum((nodes + 1 << level) - 1, self.highest)
         return (last - first + 1).clamp_min_(0).to(self.weight.dtype) / (1 << level)
+
+
+def fan_of(beam: int) -> int:
+    """Nodes that the search looks at for each of the `beam` that it has kept: 4, two levels down, so that half as many
+    levels are dropped from; 2, the children, where the others are too many for a kernel's registers.
+    """
+    return 4 if 4 * beam <= MOST_BELOW else 2
+
+
+def steps(top: int, fan: int) -> list[tuple[int, int]]:
+    """The levels that a descent from the level `top` comes to, and how many of their nodes make one of those above: as
+    many as the `fan`, 2 or 4, but for the last step of an odd number of levels.
+    """
+    down = fan // 2
+    return [(max(level - down, 0), 1 << min(level, down)) for level in range(top, 0, -down)]
 
 
 def search_dtype(device: torch.device) -> torch.dtype:

@@ -1,8 +1,9 @@
 """The key pyramid: weighted representatives of every block, then of pairs of nodes, level by level.
 
 Node a of level j stands for the key blocks a·2^j to (a+1)·2^j - 1. Level 0 reduces each block's keys to r
-representatives; each further level joins the 2r representatives of two children and reduces them to r again. Built in
-O(T) once per key/value head, in the metric of the queries that will read it.
+representatives; each further level joins those of two children and reduces them again: to r at level 1, to half as many
+above, where nodes are many keys whose spread says more than a few more representatives would. Built in O(T) once per
+key/value head, in the metric of the queries that will read it.
 
 A node's score for a query q is the log-sum-exp over its representatives of
 
@@ -35,6 +36,9 @@ ROWS_AT_ONCE = 1 << 16
 ROWS_IN_FP32 = 512
 """Rows whose second moments are added up in fp32."""
 
+WHOLE_LEVELS = 2
+"""Levels, from the finest on, whose nodes have all the representatives; those above have half as many."""
+
 Pyramid = tuple[Tensor, ...]
 """The levels as feature tables [nodes, r, d + 1], finest (the blocks themselves) first."""
 
@@ -55,6 +59,11 @@ def second_moment_factor(x: Tensor, scale: float = 1.0, *, count: int | None = N
     return factor.float()
 
 
+def representatives_at(level: int, representatives: int) -> int:
+    """Representatives of a node of a level."""
+    return representatives if level < WHOLE_LEVELS else max(1, representatives // 2)
+
+
 def pyramid(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, coarsest: int) -> Pyramid:
     """Build the pyramid of one key/value head, up to the first level with at most `coarsest` nodes.
 
@@ -72,7 +81,8 @@ def pyramid(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, co
     nodes = coreset(into_blocks(k, grid.size), present(grid, k), representatives, metric)
     levels = [_features(nodes)]
     while len(nodes.mean) > coarsest:
-        nodes = coreset(_pairs(nodes.mean), _pairs(nodes.weight), representatives, metric, _pairs(nodes.spread))
+        fewer = representatives_at(len(levels), representatives)
+        nodes = coreset(_pairs(nodes.mean), _pairs(nodes.weight), fewer, metric, _pairs(nodes.spread))
         levels.append(_features(nodes))
     return tuple(levels)
 
@@ -98,13 +108,14 @@ def present(grid: BlockGrid, like: Tensor) -> Tensor:
     return into_blocks(like.new_ones(grid.tokens, 1), grid.size).squeeze(-1)
 
 
-def siblings(table: Tensor) -> Tensor:
-    """A level's features [nodes, r, f], the two children of each parent in one row: [parents, 2·r, f]."""
-    if len(table) % 2:
-        absent = torch.zeros_like(table[:1])
+def siblings(table: Tensor, count: int) -> Tensor:
+    """A level's features [nodes, r, f], those of `count` neighbours in one row: [nodes / count, count·r, f]."""
+    missing = -len(table) % count
+    if missing:
+        absent = torch.zeros_like(table[:1]).expand(missing, -1, -1).clone()
         absent[..., -1] = ABSENT
         table = torch.cat([table, absent])
-    return table.reshape(len(table) // 2, 2 * table.shape[1], table.shape[2])
+    return table.reshape(len(table) // count, count * table.shape[1], table.shape[2])
 
 
 def _pairs(x: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ The `stream` search finds, for each query block, the key blocks that hold most o
 1. **Pyramid.** Keys become a pyramid of weighted representatives (`pyramid.py`), once per key/value head.
 2. **Query coreset.** Each query block becomes a few weighted representatives, in the metric Cov[k] (`coreset.py`).
 3. **Descent.** Score the finest level with at most `start_nodes` nodes, keep the best `candidates · budget` nodes,
-   split them into their children, and repeat down to the blocks. A node's score for a query block is its softmax share
-   among the nodes alive in the row, summed over the query representatives by weight.
+   score the children of their children, and repeat down to the blocks. A node's score for a query block is its softmax
+   share among the nodes alive in the row, summed over the query representatives by weight.
 4. **Re-score.** The surviving blocks are scored with all their keys and all queries of the block; the `budget` blocks
    with the most mass stay. Up to here scores are a ranking (`descent.py`); those of the kept blocks, in fp32, are what
    `attend` goes on with.
@@ -37,7 +37,7 @@ from torch import Tensor
 from attngraph_kernels.backend import runs_in_triton
 from attngraph_kernels.blocks import BlockGrid, into_blocks
 from attngraph_kernels.chosen import DENSE_ELEMENTS, Chosen, choose_dense, dense_chunks
-from attngraph_kernels.descent import Descent, Index, centre_index, coreset_index, mean_index
+from attngraph_kernels.descent import Descent, Index, centre_index, coreset_index, fan_of, mean_index
 from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.triton import limits
 
@@ -151,6 +151,7 @@ class Stream(Search):
             representatives=self.representatives,
             query_representatives=self.query_representatives or max(1, grid.size // 4),
             start_nodes=self.start_nodes,
+            fan=fan_of(self.beam),
             estimate=self.estimate,
         )
 

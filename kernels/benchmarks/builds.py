@@ -206,10 +206,11 @@ def coreset_cases(few: bool, tokens: int) -> Iterator[Case]:
         yield Case(f"coreset queries {name}", partial(coresets, points, size, max(1, size // 4), metric))
     for width in sorted({width for width, _ in _widths(few)}):
         nodes, ones = meta(2, 8 * tokens, width), meta(2, 8 * tokens)
-        yield Case(
-            f"coreset pairs d {width}",
-            partial(coresets, nodes, 16, 8, meta(2, width, width), weight=ones, spread=ones),
-        )
+        for points, groups in ((16, 8), (16, 4), (8, 4)):
+            yield Case(
+                f"coreset pairs d {width} {points} to {groups}",
+                partial(coresets, nodes, points, groups, meta(2, width, width), weight=ones, spread=ones),
+            )
 
 
 def select_cases(few: bool, tokens: int) -> Iterator[Case]:
@@ -228,7 +229,7 @@ def select_cases(few: bool, tokens: int) -> Iterator[Case]:
             f"descend {name}",
             partial(
                 descend,
-                Levels(meta(2, 2 * nodes, 8, width, dtype=dtype), meta(2, 2 * nodes, 8), (0, nodes, 2 * nodes)),
+                Levels(meta(2, 16 * nodes, width, dtype=dtype), meta(2, 16 * nodes), (grid.count, nodes)),
                 Queries(
                     meta(14, grid.count, represented, width, dtype=dtype),
                     *(meta(14, grid.count, represented) for _ in range(2)),
@@ -237,6 +238,7 @@ def select_cases(few: bool, tokens: int) -> Iterator[Case]:
                 grid,
                 at,
                 beam,
+                8,
                 estimate=True,
             ),
         )

@@ -34,6 +34,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from attngraph_kernels import BlockGrid, Exact, Stream, attend, dense_attention, select, use, value_norms
+from attngraph_kernels.descent import fan_of, steps
+from attngraph_kernels.pyramid import representatives_at
 from attngraph_kernels.triton.attend import over_blocks
 from attngraph_kernels.triton.audit import top_blocks
 from attngraph_kernels.triton.pyramid import key_metric, key_tables, query_metric, query_tables
@@ -228,11 +230,12 @@ class Work(NamedTuple):
 
 def search_flops(grid: BlockGrid, search: Stream, heads: int) -> float:
     """Of the products of one layer's descent and re-score."""
-    nodes, levels = grid.count, 0
+    nodes, top = grid.count, 0
     while nodes > search.start_nodes:
-        nodes, levels = -(-nodes // 2), levels + 1
+        nodes, top = -(-nodes // 2), top + 1
     represented = search.query_representatives or max(1, grid.size // 4)
-    descent = (nodes + levels * 2 * search.beam) * search.representatives * represented
+    looked_at = [(top, nodes), *((level, fan * search.beam) for level, fan in steps(top, fan_of(search.beam)))]
+    descent = represented * sum(some * representatives_at(level, search.representatives) for level, some in looked_at)
     rescore = 2 * search.beam * grid.size**2
     return 2.0 * WIDTH * heads * grid.count * (descent + rescore)
 

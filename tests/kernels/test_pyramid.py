@@ -30,7 +30,7 @@ def test_levels_halve_and_keep_every_key():
     # Keys so close that no bump adds to the counts.
     k = 1 + 1e-4 * torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
     levels = pyramid(k, grid, 4, torch.eye(4), coarsest=2)
-    assert [len(table) for table in levels] == [13, 7, 4, 2]
+    assert [table.shape[:2] for table in levels] == [(13, 4), (7, 4), (4, 2), (2, 2)]
     for table in levels:
         count = table[..., -1].exp()
         assert count.sum().round() == 100
@@ -39,12 +39,13 @@ def test_levels_halve_and_keep_every_key():
         )
 
 
-def test_a_level_of_odd_length_is_paired_with_an_absent_node():
-    table = torch.arange(9.0).view(3, 1, 3)
-    pairs = siblings(table)
-    assert pairs.shape == (2, 2, 3)
+def test_a_level_is_filled_up_with_absent_nodes_to_be_grouped():
+    table = torch.arange(15.0).view(5, 1, 3)
+    pairs, fours = siblings(table, 2), siblings(table, 4)
+    assert pairs.shape == (3, 2, 3)
     assert pairs[0].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert pairs[1, 1, -1] == torch.tensor(ABSENT)
+    assert fours[1].tolist() == [[12, 13, 14], *[[0, 0, torch.tensor(ABSENT)]] * 3]
+    assert pairs[2].tolist() == fours[1, :2].tolist()
 
 
 def test_plain_pyramids_hold_middle_keys_and_means():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attngraph_kernels import BlockGrid, Exact, Flat, Representative, Stream, select
+from attngraph_kernels.descent import fan_of, steps
 from tests.kernels.reference import PeakElements, block_mass, dense_attention, random_attention
 
 
@@ -68,7 +69,7 @@ def restored_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("selector", [Stream(budget=6, start_nodes=128), Exact(budget=6)])
+@pytest.mark.parametrize("selector", [Stream(budget=6, start_nodes=64), Exact(budget=6)])
 def test_selection_does_not_depend_on_the_number_of_threads(selector, restored_threads):
     """Long enough for a descent of two steps and for matrix products that several threads share."""
     q, k, _ = random_attention(6, 2, 3999, 32, seed=7)
@@ -181,3 +182,10 @@ def test_memory_grows_linearly():
         return seen.largest
 
     assert peak(16_384) <= 4.5 * peak(4_096)
+
+
+def test_a_descent_comes_to_every_block():
+    """Whatever the number of levels, the steps lead from the coarsest to the blocks, and each node to all below it."""
+    assert [steps(top, 4) for top in range(5)] == [[], [(0, 2)], [(0, 4)], [(1, 4), (0, 2)], [(2, 4), (0, 4)]]
+    assert steps(3, 2) == [(2, 2), (1, 2), (0, 2)]
+    assert (fan_of(64), fan_of(65)) == (4, 2)

@@ -36,7 +36,7 @@ from attngraph_kernels.blocks import into_blocks
 from attngraph_kernels.pyramid import present, second_moment_factor
 from tests.kernels.reference import random_attention
 
-SEARCH = {"exact_tail": 20, "start_nodes": 8, "candidates": 2, "query_representatives": 2, "representatives": 4}
+SEARCH = {"exact_tail": 20, "start_nodes": 4, "candidates": 2, "query_representatives": 2, "representatives": 4}
 
 _patch = interpreter._patch_lang
 

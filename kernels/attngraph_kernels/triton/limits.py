@@ -54,7 +54,8 @@ def of_points(points: int) -> str | None:
 
 def of_search(selector: Selector, grid: BlockGrid, dtype: torch.dtype) -> str | None:
     """Why the kernels can't do what `selector` does with queries and keys of a number type, if they can't."""
-    from attngraph_kernels.select import Exact, Stream  # which asks for limits itself
+    from attngraph_kernels.descent import fan_of  # these ask for limits themselves
+    from attngraph_kernels.select import Exact, Stream
 
     if isinstance(selector, Exact):
         return None
@@ -62,7 +63,7 @@ def of_search(selector: Selector, grid: BlockGrid, dtype: torch.dtype) -> str | 
         return f"the search {type(selector).__name__} has no kernels"
     if grid.available(grid.count - 1) <= few_blocks(selector, grid):
         return None  # no descent
-    most = max(min(selector.start_nodes, grid.count), 2 * selector.beam)
+    most = max(min(selector.start_nodes, grid.count), fan_of(selector.beam) * selector.beam)
     if most > MOST_NODES:
         return f"{most} nodes at once are over the {MOST_NODES} that a kernel ranks"
     represented = selector.query_representatives or max(1, grid.size // 4)

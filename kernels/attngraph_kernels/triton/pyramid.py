@@ -13,18 +13,18 @@ from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid
 from attngraph_kernels.coreset import Coreset
-from attngraph_kernels.pyramid import Pyramid, node_bias, second_moment_factor
+from attngraph_kernels.pyramid import Pyramid, node_bias, representatives_at, second_moment_factor
 from attngraph_kernels.triton.coreset import coresets
 
 
 class Levels(NamedTuple):
-    """The pyramids of G key/value heads: `mean` [G, nodes, r, d] and `bias` [G, nodes, r], finest level first; in
-    `starts` the first node of each level, then the number of all nodes.
+    """The pyramids of G key/value heads: of all representatives of all nodes the `mean` [G, n, d] and `bias` [G, n],
+    finest level first; in `nodes` the number of each level's nodes, the blocks first.
     """
 
     mean: Tensor
     bias: Tensor
-    starts: tuple[int, ...]
+    nodes: tuple[int, ...]
 
 
 class Queries(NamedTuple):
@@ -46,8 +46,8 @@ def levels(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, coa
     while nodes.mean.shape[1] > coarsest:
         nodes = coresets(
             nodes.mean.flatten(1, 2),
-            2 * representatives,
-            representatives,
+            2 * nodes.mean.shape[2],
+            representatives_at(len(found), representatives),
             metric,
             weight=nodes.weight.flatten(1),
             spread=nodes.spread.flatten(1),
@@ -67,13 +67,10 @@ def pyramid(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, co
 def key_tables(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor, coarsest: int) -> Levels:
     """The levels of all heads, joined."""
     found = levels(k, grid, representatives, metric, coarsest)
-    starts = [0]
-    for nodes in found:
-        starts.append(starts[-1] + nodes.mean.shape[1])
     return Levels(
-        torch.cat([nodes.mean.to(k.dtype) for nodes in found], dim=1),
-        torch.cat([node_bias(nodes.weight, nodes.spread) for nodes in found], dim=1),
-        tuple(starts),
+        torch.cat([nodes.mean.flatten(1, 2).to(k.dtype) for nodes in found], dim=1),
+        torch.cat([node_bias(nodes.weight, nodes.spread).flatten(1) for nodes in found], dim=1),
+        tuple(nodes.mean.shape[1] for nodes in found),
     )
 
 

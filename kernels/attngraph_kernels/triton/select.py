@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from attngraph_kernels.blocks import BlockGrid
-from attngraph_kernels.pyramid import bump
+from attngraph_kernels.descent import fan_of
+from attngraph_kernels.pyramid import WHOLE_LEVELS, bump, representatives_at
 from attngraph_kernels.select import BlockSelection, Selector, Stream
 from attngraph_kernels.softmax import PLAIN, Softmax
 from attngraph_kernels.triton import limits
@@ -59,8 +60,8 @@ class Searched(NamedTuple):
 
 @triton.jit
 def _shares(
-    query, table, bias, first, node, alive,
-    COUNT: tl.constexpr, REPRESENTATIVES: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
+    query, table, bias, first, node, alive, representatives,
+    COUNT: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Running softmax over the nodes' representatives: maximum and sum of each row, and each node's part of the sum."""
@@ -68,8 +69,8 @@ def _shares(
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.full((ROWS,), 0.0, tl.float32)
     share = tl.zeros((ROWS, COUNT), tl.float32)
-    found = (first + tl.where(alive, node, 0)).to(tl.int64) * REPRESENTATIVES
-    for representative in range(0, REPRESENTATIVES):
+    found = first + tl.where(alive, node, 0).to(tl.int64) * representatives
+    for representative in range(0, representatives):
         scores = tl.zeros((ROWS, COUNT), tl.float32)
         for part in range(0, PADDED, CHUNK):
             column = part + tl.arange(0, CHUNK)
@@ -100,11 +101,18 @@ def _dropped(dropped, top, share, kept_from, key, node, alive, lowest, highest, 
 
 
 @triton.jit
+def _representatives(level, REPRESENTATIVES: tl.constexpr, FEWER: tl.constexpr, WHOLE_LEVELS: tl.constexpr):
+    """Representatives of a node of a level."""
+    return tl.where(level < WHOLE_LEVELS, REPRESENTATIVES, FEWER)
+
+
+@triton.jit
 def _descend_kernel(
     at, query, weight, table, bias, candidates, dropped,
-    heads, group, count, rows, nodes, levels, coarse, beam, window,
-    SIZE: tl.constexpr, REPRESENTATIVES: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
-    NODES: tl.constexpr, BEAM: tl.constexpr, FORCED: tl.constexpr,
+    heads, group, count, rows, entries, levels, coarse, beam, window,
+    SIZE: tl.constexpr, REPRESENTATIVES: tl.constexpr, FEWER: tl.constexpr, WHOLE_LEVELS: tl.constexpr,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr,
+    NODES: tl.constexpr, BEAM: tl.constexpr, FAN: tl.constexpr, FORCED: tl.constexpr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr, ESTIMATE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -118,20 +126,21 @@ def _descend_kernel(
     highest = own - 2
     query += (head * count + own) * QUERIES * WIDTH
     weight += (head * count + own) * QUERIES
-    table += (head // group) * nodes * REPRESENTATIVES * WIDTH
-    bias += (head // group) * nodes * REPRESENTATIVES
+    table += (head // group) * entries * WIDTH
+    bias += (head // group) * entries
     row = tl.arange(0, ROWS)
     weights = tl.load(weight + row, mask=row < QUERIES, other=0.0)
     rank = tl.arange(0, BEAM)
     gone = tl.full((ROWS,), float("-inf"), tl.float32)
 
     level = levels - 1
-    start = nodes - coarse  # levels lie behind one another, the finest first
+    representatives = _representatives(level, REPRESENTATIVES, FEWER, WHOLE_LEVELS)
+    start = entries - coarse * representatives  # levels lie behind one another, the finest first
     node = tl.arange(0, NODES)
     alive = (node < coarse) & (node >= (lowest >> level)) & (node <= (highest >> level))
     top, total, share = _shares(
-        query, table, bias, start, node, alive,
-        NODES, REPRESENTATIVES, QUERIES, ROWS, WIDTH, PADDED, CHUNK, PRECISION,
+        query, table, bias, start, node, alive, representatives,
+        NODES, QUERIES, ROWS, WIDTH, PADDED, CHUNK, PRECISION,
     )  # fmt: skip
     mass = tl.sum(share * (weights / total)[:, None], axis=0)
     key = ranked(mass, alive, NODES)
@@ -142,23 +151,32 @@ def _descend_kernel(
         gone = _dropped(gone, top, share, kept_from, key, node, alive, lowest, highest, level)
     kept = tl.where((rank < limit) & (best >= 0), slots_of(best, NODES), -1)
 
-    for step in range(1, levels):
-        level = levels - 1 - step
-        start -= tl.cdiv(count, 1 << level)
+    # One or two levels down at a time, the last one alone if their number is odd.
+    MOST: tl.constexpr = FAN // 2
+    for step in range(0, (levels + MOST - 2) // MOST):
+        above = levels - 1 - MOST * step
+        level = tl.maximum(above - MOST, 0)
+        between = tl.cdiv(count, 2 << level) * _representatives(level + 1, REPRESENTATIVES, FEWER, WHOLE_LEVELS)
+        representatives = _representatives(level, REPRESENTATIVES, FEWER, WHOLE_LEVELS)
+        start -= tl.cdiv(count, 1 << level) * representatives
         child = tl.interleave(2 * kept, 2 * kept + 1)
+        if FAN == 4:
+            two = above > 1
+            start -= tl.where(two, between, 0)
+            child = tl.interleave(tl.where(two, 2 * child, child), tl.where(two, 2 * child + 1, -1))
         below = (child >= (lowest >> level)) & (child <= (highest >> level)) & (child >= 0)
         top, total, part = _shares(
-            query, table, bias, start, child, below,
-            2 * BEAM, REPRESENTATIVES, QUERIES, ROWS, WIDTH, PADDED, CHUNK, PRECISION,
+            query, table, bias, start, child, below, representatives,
+            FAN * BEAM, QUERIES, ROWS, WIDTH, PADDED, CHUNK, PRECISION,
         )  # fmt: skip
         masses = tl.sum(part * (weights / total)[:, None], axis=0)
-        order = ranked(masses, below, 2 * BEAM)
+        order = ranked(masses, below, FAN * BEAM)
         best = tl.topk(order, BEAM)
         limit = tl.where(level == 0, beam - FORCED, beam)
         if ESTIMATE:
             kept_from = tl.min(tl.where(rank < limit, best, 0x7FFFFFFFFFFFFFFF), axis=0)
             gone = _dropped(gone, top, part, kept_from, order, child, below, lowest, highest, level)
-        kept = tl.where((rank < limit) & (best >= 0), tl.gather(child, slots_of(best, 2 * BEAM), 0), -1)
+        kept = tl.where((rank < limit) & (best >= 0), tl.gather(child, slots_of(best, FAN * BEAM), 0), -1)
 
     # The forced blocks take the last places: own and previous, then the sink.
     place = rank - (beam - FORCED)
@@ -170,25 +188,31 @@ def _descend_kernel(
 
 
 def descend(
-    levels: Levels, queries: Queries, grid: BlockGrid, at: Tensor, beam: int, *, estimate: bool = False
+    levels: Levels,
+    queries: Queries,
+    grid: BlockGrid,
+    at: Tensor,
+    beam: int,
+    representatives: int,
+    *,
+    estimate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Steps 1 to 3 of `select`: the candidates [H, B, beam] of the query blocks `at` [B], ascending, -1 first.
 
     With `estimate` also the log-sum-exp [H, B, r_q] of what was dropped, per query representative; else it is empty.
     """
     heads, count, represented, width = queries.mean.shape
-    groups, nodes, representatives, _ = levels.mean.shape
     forced = len(grid.forced(grid.count - 1))
-    coarse = levels.starts[-1] - levels.starts[-2]
-    most = power_of_two(beam)
+    coarse = levels.nodes[-1]
+    most, fan = power_of_two(beam), fan_of(beam)
     at_start = max(power_of_two(coarse), most, 16)
     candidates = torch.empty(heads, len(at), beam, dtype=torch.int32, device=at.device)
     dropped = torch.empty(heads, len(at), represented if estimate else 0, dtype=torch.float32, device=at.device)
     launch(
         _descend_kernel,
         (len(at) * heads,),
-        num_warps=8 if max(at_start, 2 * most) >= 256 else 4,
-        num_stages=2,
+        num_warps=8 if max(at_start, fan * most) >= 256 else 4,
+        num_stages=3,
         at=at.to(torch.int32),
         query=queries.mean.contiguous(),
         weight=queries.weight.contiguous(),
@@ -197,23 +221,26 @@ def descend(
         candidates=candidates,
         dropped=dropped if estimate else levels.bias,
         heads=heads,
-        group=heads // groups,
+        group=heads // len(levels.mean),
         count=count,
         rows=len(at),
-        nodes=nodes,
-        levels=len(levels.starts) - 1,
+        entries=levels.mean.shape[1],
+        levels=len(levels.nodes),
         coarse=coarse,
         beam=beam,
         window=grid.window if grid.window is not None and grid.windowed else 0,
         SIZE=grid.size,
         REPRESENTATIVES=representatives,
+        FEWER=representatives_at(WHOLE_LEVELS, representatives),
+        WHOLE_LEVELS=WHOLE_LEVELS,
         QUERIES=represented,
         ROWS=max(limits.LEAST_ROWS, power_of_two(represented)),
         NODES=at_start,
         BEAM=max(8, most),
+        FAN=fan,
         FORCED=forced,
         WIDTH=width,
-        PADDED=max(CHUNK, power_of_two(width)),
+        PADDED=-(-width // CHUNK) * CHUNK,
         CHUNK=CHUNK,
         WINDOWED=grid.windowed,
         ESTIMATE=estimate,
@@ -457,7 +484,7 @@ def _searched(
     keys = key_tables(k, grid, selector.representatives, query_metric(q, len(k), scale), selector.start_nodes)
     represented = selector.query_representatives or max(1, grid.size // 4)
     queries = query_tables(q, grid, represented, key_metric(k), scale)
-    candidates, dropped = descend(keys, queries, grid, at, selector.beam, estimate=estimate)
+    candidates, dropped = descend(keys, queries, grid, at, selector.beam, selector.representatives, estimate=estimate)
     rescore(q, k, grid, at, candidates, found, **rule)
     if not estimate:
         return
