@@ -240,7 +240,7 @@ def descend(
         FAN=fan,
         FORCED=forced,
         WIDTH=width,
-        PADDED=-(-width // CHUNK) * CHUNK,
+        PADDED=-(-width // (2 * CHUNK)) * (2 * CHUNK),
         CHUNK=CHUNK,
         WINDOWED=grid.windowed,
         ESTIMATE=estimate,
