@@ -112,7 +112,7 @@ def siblings(table: Tensor, count: int) -> Tensor:
     """A level's features [nodes, r, f], those of `count` neighbours in one row: [nodes / count, count·r, f]."""
     missing = -len(table) % count
     if missing:
-        absent = torch.zeros_like(table[:1]).expand(missing, -1, -1).clone()
+        absent = table.new_zeros(missing, *table.shape[1:])
         absent[..., -1] = ABSENT
         table = torch.cat([table, absent])
     return table.reshape(len(table) // count, count * table.shape[1], table.shape[2])

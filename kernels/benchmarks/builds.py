@@ -229,7 +229,7 @@ def select_cases(few: bool, tokens: int) -> Iterator[Case]:
             f"descend {name}",
             partial(
                 descend,
-                Levels(meta(2, 16 * nodes, width, dtype=dtype), meta(2, 16 * nodes), (grid.count, nodes)),
+                Levels(meta(2, 16 * nodes, width, dtype=dtype), meta(2, 16 * nodes), (grid.count, nodes), 8),
                 Queries(
                     meta(14, grid.count, represented, width, dtype=dtype),
                     *(meta(14, grid.count, represented) for _ in range(2)),
@@ -238,7 +238,6 @@ def select_cases(few: bool, tokens: int) -> Iterator[Case]:
                 grid,
                 at,
                 beam,
-                8,
                 estimate=True,
             ),
         )

@@ -19,12 +19,13 @@ from attngraph_kernels.triton.coreset import coresets
 
 class Levels(NamedTuple):
     """The pyramids of G key/value heads: of all representatives of all nodes the `mean` [G, n, d] and `bias` [G, n],
-    finest level first; in `nodes` the number of each level's nodes, the blocks first.
+    finest level first; in `nodes` the number of each level's nodes, the blocks first; `representatives` of each block.
     """
 
     mean: Tensor
     bias: Tensor
     nodes: tuple[int, ...]
+    representatives: int
 
 
 class Queries(NamedTuple):
@@ -71,6 +72,7 @@ def key_tables(k: Tensor, grid: BlockGrid, representatives: int, metric: Tensor,
         torch.cat([nodes.mean.flatten(1, 2).to(k.dtype) for nodes in found], dim=1),
         torch.cat([node_bias(nodes.weight, nodes.spread).flatten(1) for nodes in found], dim=1),
         tuple(nodes.mean.shape[1] for nodes in found),
+        representatives,
     )
 
 

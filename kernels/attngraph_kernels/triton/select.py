@@ -188,14 +188,7 @@ def _descend_kernel(
 
 
 def descend(
-    levels: Levels,
-    queries: Queries,
-    grid: BlockGrid,
-    at: Tensor,
-    beam: int,
-    representatives: int,
-    *,
-    estimate: bool = False,
+    levels: Levels, queries: Queries, grid: BlockGrid, at: Tensor, beam: int, *, estimate: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Steps 1 to 3 of `select`: the candidates [H, B, beam] of the query blocks `at` [B], ascending, -1 first.
 
@@ -230,8 +223,8 @@ def descend(
         beam=beam,
         window=grid.window if grid.window is not None and grid.windowed else 0,
         SIZE=grid.size,
-        REPRESENTATIVES=representatives,
-        FEWER=representatives_at(WHOLE_LEVELS, representatives),
+        REPRESENTATIVES=levels.representatives,
+        FEWER=representatives_at(WHOLE_LEVELS, levels.representatives),
         WHOLE_LEVELS=WHOLE_LEVELS,
         QUERIES=represented,
         ROWS=max(limits.LEAST_ROWS, power_of_two(represented)),
@@ -484,7 +477,7 @@ def _searched(
     keys = key_tables(k, grid, selector.representatives, query_metric(q, len(k), scale), selector.start_nodes)
     represented = selector.query_representatives or max(1, grid.size // 4)
     queries = query_tables(q, grid, represented, key_metric(k), scale)
-    candidates, dropped = descend(keys, queries, grid, at, selector.beam, selector.representatives, estimate=estimate)
+    candidates, dropped = descend(keys, queries, grid, at, selector.beam, estimate=estimate)
     rescore(q, k, grid, at, candidates, found, **rule)
     if not estimate:
         return
